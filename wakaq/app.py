@@ -1,0 +1,327 @@
+"""The application: registers queues, tasks, schedules and hooks, and enqueues. Not for running tasks on workers."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ParamSpec, TypeVar, overload
+
+from wakaq.broker import Broker
+from wakaq.cron import CronTask
+from wakaq.errors import ConfigError, SoftTimeout, UnknownQueue, UnknownTask
+from wakaq.log import LOG_FORMAT, TASK_LOG_FORMAT
+from wakaq.message import Call, Message
+from wakaq.queue import Queue, in_order
+from wakaq.settings import Duration, Policy, RetryDelay, RetryOn, Settings, check_order
+from wakaq.task import Args, Kwargs, Task, parse_eta
+from wakaq.wrapping import arun_in_place, complete, run_in_place, takes_call, wrap
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[[], object])
+Wrapper = TypeVar("Wrapper", bound=Callable[..., Any])
+AnyTask = Task[..., Any]
+LogFile = str | os.PathLike[str] | None
+
+
+class _Batch(list[Call]):
+    """The calls of one `batch()` block."""
+
+    is_open = True
+
+
+class WakaQ:
+    """An application's queues, tasks, schedules and hooks.
+
+    Each option is explained beside it; durations are seconds or timedeltas. A task's own timeouts and retries win over
+    its queue's, and those over these.
+
+    Raises:
+        ConfigError: An option is not valid; the message names it, its value and the remedy.
+        UnknownQueue: A schedule or `exclude_queues` names a queue that is not there.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is an option
+        self,
+        queues: Sequence[Any],  # Queue, (priority, name) or name; 0 is first, without one last
+        schedules: Sequence[Any] = (),  # CronTask or (cron, task[, args[, kwargs]])
+        *,
+        url: str | None = None,  # redis://, rediss:// or unix://; wins over the five below
+        host: str = "localhost",
+        port: int = 6379,
+        username: str | None = None,
+        password: str | None = None,
+        db: int = 0,
+        prefix: str = "wakaq",  # start of every key
+        concurrency: int | str = "cores",  # worker processes: an int or an expression
+        async_concurrency: int | str = 0,  # async tasks at once in each; 0: no limit
+        exclude_queues: Sequence[str] = (),  # names of queues that these workers do not serve
+        soft_timeout: Duration | None = None,  # raises SoftTimeout in the task
+        hard_timeout: Duration | None = None,  # kills the worker
+        max_retries: int = 0,
+        retry_on: RetryOn = SoftTimeout,  # exception type, or a tuple of them
+        retry_delay: RetryDelay = 0,  # or a function of the retry's number (1, 2, …)
+        max_redeliveries: int = 3,  # how often a task may take its worker down with it
+        max_mem_percent: float | None = None,  # 1 to 99; above, the heaviest worker is recycled
+        max_tasks_per_worker: int | None = None,  # then it is replaced
+        shutdown_timeout: Duration | None = None,  # for running tasks after SIGTERM; None: no end
+        dead_letters: int = 10_000,  # how many to keep per queue; 0: none
+        worker_log_file: LogFile = None,  # None: stderr; reopened when rotated
+        scheduler_log_file: LogFile = None,
+        worker_log_level: int | str = "INFO",
+        scheduler_log_level: int | str = "DEBUG",
+        log_format: str = LOG_FORMAT,
+        task_log_format: str = TASK_LOG_FORMAT,  # with task, task_args, task_kwargs, task_retry
+        socket_timeout: Duration = 15,
+        socket_connect_timeout: Duration = 15,
+        health_check_interval: Duration = 30,  # idle connections are checked before use; 0: never
+        wait_timeout: Duration = 1,  # longest block on Redis
+        synchronous_mode: bool = False,  # .delay() and .broadcast() run in place, with no Redis
+    ) -> None:
+        # Before any other local name exists: what Settings knows by name.
+        options = {name: value for name, value in locals().items() if name in Settings.__slots__}
+        self.settings = Settings.create(**options)
+        self.queues = in_order(queues)
+        self.queues_by_name = {queue.name: queue for queue in self.queues}
+        self.default_queue = self.queues[-1]
+        self.tasks: dict[str, AnyTask] = {}
+        self.schedules = [CronTask.create(schedule) for schedule in schedules]
+        self.after_worker_started_hooks: list[Callable[[], object]] = []
+        self.before_task_started_hooks: list[Callable[[], object]] = []
+        self.after_task_finished_hooks: list[Callable[[], object]] = []
+        self._wrapper: Callable[..., Any] | None = None
+        self._callables: dict[AnyTask, Callable[..., Any]] = {}
+        self._policies: dict[tuple[AnyTask, Queue], Policy] = {}
+        self._broker: Broker | None = None
+        self._batch: ContextVar[_Batch | None] = ContextVar("wakaq_batch", default=None)
+        for name in (*self.settings.exclude_queues, *(one.queue for one in self.schedules)):
+            if name is not None:
+                self._find_queue(name)
+        for queue in self.queues:
+            policy = Policy.resolve(self.settings, queue)
+            check_order(f"queue {queue.name!r}", policy.soft_timeout, policy.hard_timeout)
+
+    @property
+    def broker(self) -> Broker:
+        """The way to Redis, made when it is first needed; tests may set another one."""
+        if self._broker is None:
+            self._broker = Broker(self.settings, self.queues)
+        return self._broker
+
+    @broker.setter
+    def broker(self, broker: Broker) -> None:
+        self._broker = broker
+
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        queue: str | Queue | None = None,
+        soft_timeout: Duration | None = None,
+        hard_timeout: Duration | None = None,
+        max_retries: int | None = None,
+        retry_on: RetryOn | None = None,
+        retry_delay: RetryDelay | None = None,
+    ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+    def task(self, *function: Any, **options: Any) -> Any:
+        """Register a function as a task, with or without options of its own.
+
+        Raises:
+            ConfigError: It cannot be a task, its name is taken, or an option is not valid.
+            UnknownQueue: The application has no such queue.
+        """
+        if (queue := options.pop("queue", None)) is not None:
+            queue = self._find_queue(queue)
+
+        def register(function: Callable[..., Any]) -> AnyTask:
+            task = Task(self, function, queue, **options)
+            if other := self.tasks.get(task.name):
+                raise ConfigError(
+                    f"two tasks are named {task.name!r}, in {other.function.__module__} and"
+                    f" {function.__module__}: rename one"
+                )
+            self._check_limits(task, queue or self.default_queue)
+            self.tasks[task.name] = task
+            return task
+
+        return register(*function) if function else register
+
+    def after_worker_started(self, hook: Hook) -> Hook:
+        """Call the hook in each worker process, before its first task."""
+        self.after_worker_started_hooks.append(hook)
+        return hook
+
+    def before_task_started(self, hook: Hook) -> Hook:
+        """Call the hook before each task."""
+        self.before_task_started_hooks.append(hook)
+        return hook
+
+    def after_task_finished(self, hook: Hook) -> Hook:
+        """Call the hook after each task, also one that failed."""
+        self.after_task_finished_hooks.append(hook)
+        return hook
+
+    def wrap_tasks_with(self, wrapper: Wrapper) -> Wrapper:
+        """Run every task through a decorator `wrapper(fn)`, or through `wrapper(fn, args, kwargs)`.
+
+        Raises:
+            ConfigError: It is neither, or there is one already.
+        """
+        takes_call(wrapper)
+        if self._wrapper is not None:
+            raise ConfigError(f"wrap_tasks_with: {self._wrapper!r} and {wrapper!r}: join them")
+        self._wrapper = wrapper
+        self._callables.clear()
+        return wrapper
+
+    def validate(self) -> None:
+        """Check what is known only when all tasks are registered; the commands do so after the import.
+
+        Raises:
+            UnknownTask: A schedule names a task that is not there.
+            ConfigError: A schedule's arguments do not fit its task, or it is given twice.
+        """
+        seen = set()
+        for schedule in self.schedules:
+            task = self.tasks.get(schedule.task_name)
+            if task is None:
+                known = ", ".join(sorted(self.tasks)) or "none"
+                raise UnknownTask(f"{schedule!r} names an unknown task; the known ones: {known}")
+            try:
+                task.check_arguments(schedule.args, schedule.kwargs)
+            except TypeError as error:
+                raise ConfigError(f"{schedule!r}: {error}") from error
+            identity = (schedule.identity, self.resolve_queue(schedule.queue, task))
+            if identity in seen:
+                raise ConfigError(f"{schedule!r} is given twice and would run once: drop one")
+            seen.add(identity)
+
+    def resolve_queue(self, queue: str | Queue | None, task: AnyTask) -> Queue:
+        """Return the queue of a call: the one given, else the task's own, else the default one.
+
+        Raises:
+            UnknownQueue: The application has no such queue.
+            ConfigError: The task's timeouts contradict those of the queue given.
+        """
+        if queue is None:
+            return task.queue or self.default_queue
+        found = self._find_queue(queue)
+        self._check_limits(task, found)
+        return found
+
+    def _find_queue(self, queue: str | Queue) -> Queue:
+        found = self.queues_by_name.get(queue.name if isinstance(queue, Queue) else queue)
+        if found is None:
+            known = ", ".join(self.queues_by_name)
+            raise UnknownQueue(f"unknown queue {queue!r}; the known ones: {known}")
+        return found
+
+    def _check_limits(self, task: AnyTask, queue: Queue) -> None:
+        policy = self.policy(task, queue)
+        where = f"task {task.name!r} on queue {queue.name!r}"
+        check_order(where, policy.soft_timeout, policy.hard_timeout)
+
+    def policy(self, task: AnyTask, queue: Queue) -> Policy:
+        """Return the timeouts and retries that hold for a task on a queue."""
+        policy = self._policies.get((task, queue))
+        if policy is None:
+            policy = self._policies[task, queue] = Policy.resolve(self.settings, queue, task)
+        return policy
+
+    def callable_for(self, task: AnyTask) -> Callable[..., Any]:
+        """Return what runs a task: its function in the wrapper. For an async task it returns an awaitable.
+
+        Raises:
+            WakaQError: The wrapper returned no function.
+        """
+        if task not in self._callables:
+            self._callables[task] = wrap(task, self._wrapper)
+        return self._callables[task]
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Send the calls that this block makes at its end, in few round trips; none if it raises.
+
+        A batch within a batch joins it. Broadcasts are sent at once, since they tell whom they reached.
+        """
+        if (outer := self._batch.get()) is not None and outer.is_open:
+            yield
+            return
+        batch = _Batch()
+        token = self._batch.set(batch)
+        try:
+            yield
+        finally:
+            # What the block started may outlive it in a copy of its context; its calls are then sent at once.
+            batch.is_open = False
+            self._batch.reset(token)
+        self.send(batch)
+
+    def send(self, calls: list[Call]) -> None:
+        """Send calls to Redis, in few round trips."""
+        if calls:
+            self.broker.enqueue_all(calls)
+
+    def enqueue(self, task: AnyTask, args: Args, kwargs: Kwargs) -> None:
+        """Do what `task.delay` promises."""
+        call = self._call(task, args, kwargs)
+        if self.settings.synchronous_mode:
+            self._run(task, call.payload)
+        elif not self._joins_batch(call):
+            if call.delay is None and call.at is None:
+                self.broker.enqueue(call.queue, call.payload)
+            else:
+                self.send([call])
+
+    async def aenqueue(self, task: AnyTask, args: Args, kwargs: Kwargs) -> None:
+        """Do what `task.adelay` promises."""
+        call = self._call(task, args, kwargs)
+        if self.settings.synchronous_mode:
+            if task.is_async:
+                await self._arun(task, call.payload)
+            else:
+                self._run(task, call.payload)
+        elif not self._joins_batch(call):
+            await self.broker.aenqueue_all([call])
+
+    def broadcast(self, task: AnyTask, args: Args, kwargs: Kwargs) -> int:
+        """Do what `task.broadcast` promises."""
+        payload = self._payload(task, args, kwargs)
+        if self.settings.synchronous_mode:
+            self._run(task, payload)
+            return 1
+        return self.broker.publish(payload)
+
+    def _payload(self, task: AnyTask, args: Args, kwargs: Kwargs) -> bytes:
+        task.check_arguments(args, kwargs)
+        return Message(task.name, list(args), kwargs).encode()
+
+    def _call(self, task: AnyTask, args: Args, kwargs: Kwargs) -> Call:
+        queue, eta = kwargs.pop("queue", None), kwargs.pop("eta", None)
+        payload = self._payload(task, args, kwargs)
+        return Call(self.resolve_queue(queue, task), payload, *parse_eta(eta))
+
+    def _joins_batch(self, call: Call) -> bool:
+        batch = self._batch.get()
+        if batch is None or not batch.is_open:
+            return False
+        batch.append(call)
+        return True
+
+    def _steps(self, task: AnyTask, payload: bytes) -> tuple[Any, ...]:
+        # Through the payload, so that the task gets its arguments as a worker would.
+        message = Message.decode(payload)
+        call = functools.partial(self.callable_for(task), *message.args, **message.kwargs)
+        return call, self.before_task_started_hooks, self.after_task_finished_hooks
+
+    def _run(self, task: AnyTask, payload: bytes) -> None:
+        if task.is_async:
+            complete(self._arun(task, payload))
+        else:
+            run_in_place(*self._steps(task, payload))
+
+    async def _arun(self, task: AnyTask, payload: bytes) -> None:
+        await arun_in_place(*self._steps(task, payload))

@@ -1,0 +1,96 @@
+"""Sets up logging in WakaQ's own commands. Not for applications: in a web process WakaQ only logs to its loggers.
+
+Everything goes through the root logger, so that what a task logs with its own loggers is seen, with the task's name.
+"""
+
+import logging
+import logging.handlers
+import os
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from wakaq.errors import ConfigError
+
+LOG_FORMAT = "[%(asctime)s] %(levelname)s %(process)d: %(message)s"
+TASK_LOG_FORMAT = (
+    "[%(asctime)s] %(levelname)s %(process)d in %(task)s"
+    " args=%(task_args)s kwargs=%(task_kwargs)s retry=%(task_retry)s: %(message)s"
+)
+_HANDLER = "wakaq"
+
+
+class Running(Protocol):
+    """What is told of the task that is running; a `Message` fits."""
+
+    name: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    retry: int
+
+
+# The message whose task runs in this context; set by the executor, None between tasks.
+current: ContextVar[Running | None] = ContextVar("wakaq_current", default=None)
+
+logging.getLogger("wakaq").addHandler(logging.NullHandler())
+
+
+class _Formatter(logging.Formatter):
+    """Formats records by `task_format` while a task is running, else by `format`."""
+
+    def __init__(self, log_format: str, task_format: str) -> None:
+        super().__init__(log_format)
+        self._in_task = logging.Formatter(task_format)
+
+    def format(self, record: logging.LogRecord) -> str:
+        running = current.get()
+        if running is None:
+            return super().format(record)
+        record.task, record.task_retry = running.name, running.retry
+        record.task_args, record.task_kwargs = running.args, running.kwargs
+        return self._in_task.format(record)
+
+
+def check_format(option: str, log_format: str, *, in_task: bool = False) -> str:
+    """Return the format if a record can be written with it.
+
+    Raises:
+        ConfigError: It names an unknown field, or is no %-format.
+    """
+    record = logging.makeLogRecord({"msg": "", "levelname": "INFO"})
+    if in_task:
+        record.__dict__.update(task="", task_args=[], task_kwargs={}, task_retry=0)
+    try:
+        logging.Formatter(log_format).format(record)
+    except (ValueError, TypeError) as error:
+        remedy = "use the fields of logging.LogRecord, and %(task)s, %(task_args)s, %(task_kwargs)s"
+        message = f"{option}={log_format!r}: {error}; {remedy}, %(task_retry)s in task_log_format"
+        raise ConfigError(message) from error
+    return log_format
+
+
+def configure(
+    level: int, file: str | os.PathLike[str] | None, log_format: str, task_format: str
+) -> None:
+    """Send all logging of this process to a file, which may be rotated from outside, or to stderr.
+
+    Handlers that the application added, such as an error tracker's, stay, except those that would print a line twice.
+
+    Raises:
+        ConfigError: The file cannot be opened.
+    """
+    handler: logging.Handler
+    try:
+        handler = logging.handlers.WatchedFileHandler(file) if file else logging.StreamHandler()
+    except OSError as error:
+        raise ConfigError(
+            f"log file {os.fspath(file or '')!r} cannot be opened: {error}"
+        ) from error
+    handler.setFormatter(_Formatter(log_format, task_format))
+    handler.set_name(_HANDLER)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if old.get_name() == _HANDLER or type(old) is logging.StreamHandler:
+            root.removeHandler(old)
+            old.close()
+    root.addHandler(handler)
+    root.setLevel(level)

@@ -1,0 +1,107 @@
+"""A message: one enqueued call of a task, and its wire form, the payload. Not for where it goes: that is `broker`'s part."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from wakaq.errors import NotAMessage
+from wakaq.queue import Queue
+from wakaq.serializer import dumps, loads
+
+_START = b'{"name": "'
+
+
+@dataclass(slots=True)
+class Message:
+    """One enqueued call of a task."""
+
+    name: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    retry: int = 0  # how often it was tried again after a failure
+    redelivered: int = 0  # how often its worker died under it
+
+    def encode(self) -> bytes:
+        """Return the payload.
+
+        Raises:
+            TypeError: An argument has a type that cannot be sent.
+            ValueError: An argument is NaN or infinite, or contains itself.
+        """
+        fields: dict[str, object] = {"name": self.name, "args": self.args, "kwargs": self.kwargs}
+        if self.retry:
+            fields["retry"] = self.retry
+        if self.redelivered:
+            fields["redelivered"] = self.redelivered
+        return dumps(fields)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> "Message":
+        """Read a payload; keys that a sibling may have added are ignored.
+
+        Raises:
+            NotAMessage: It is none, with the reason.
+        """
+        try:
+            fields = loads(payload)
+        except ValueError as error:
+            raise NotAMessage(f"not JSON: {error}") from error
+        if type(fields) is not dict:
+            raise NotAMessage(f"not an object but {fields!r:.200}")
+        get = fields.get
+        name, args, kwargs = get("name"), get("args", []), get("kwargs", {})
+        retry, redelivered = get("retry", 0), get("redelivered", 0)
+        if type(name) is not str or type(args) is not list or type(kwargs) is not dict:
+            raise NotAMessage(_fault(name, args, kwargs))
+        if type(retry) is not int or type(redelivered) is not int or retry < 0 or redelivered < 0:
+            raise NotAMessage(
+                f"retry={retry!r:.99} and redelivered={redelivered!r:.99}: not counts"
+            )
+        return cls(name, args, kwargs, retry, redelivered)
+
+
+def _fault(name: object, args: object, kwargs: object) -> str:
+    if name is None:
+        return "no name"
+    if not isinstance(name, str):
+        return f"the name is {name!r:.99}, not a string"
+    if not isinstance(args, list):
+        return f"args is {args!r:.99}, not a list"
+    return f"kwargs is {kwargs!r:.99}, not an object"
+
+
+def recount(payload: bytes, **counts: int) -> bytes:
+    """Return the payload with other counts, `retry` and `redelivered`, and everything else as it arrived.
+
+    Unlike decoding and encoding, it neither sees what the task did to its arguments nor drops a sibling's keys.
+    """
+    fields = json.loads(payload)
+    for name, count in counts.items():
+        fields.pop(name, None)
+        if count:
+            fields[name] = count
+    return json.dumps(fields).encode()
+
+
+def name_of(payload: bytes) -> str | None:
+    """Return the name of the task that a payload calls, None if it is no message.
+
+    Cheap for payloads as we and our siblings write them, of which only the start is read.
+    """
+    if payload.startswith(_START):
+        name = payload[len(_START) : payload.find(b'"', len(_START))]
+        if b"\\" not in name:
+            return name.decode(errors="replace")
+    try:
+        return Message.decode(payload).name
+    except NotAMessage:
+        return None
+
+
+class Call(NamedTuple):
+    """A payload with where it goes and when."""
+
+    queue: Queue
+    payload: bytes
+    delay: float | None = None  # seconds from now
+    at: float | None = None  # unix time
