@@ -30,6 +30,8 @@ from typing import TypeVar
 import psutil
 import pytest
 import redis as redis_py
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 T = TypeVar("T")
 
@@ -88,8 +90,9 @@ class Server:
             wait_for(client.ping, within=10)
 
     def client(self, **options: object) -> redis_py.Redis:
-        """Return a new client, to be closed by the caller."""
-        return redis_py.Redis.from_url(self.url, password=self.password, **options)
+        """Return a new client, to be closed by the caller; it retries once, so that a restart is no error."""
+        options = {"retry": Retry(NoBackoff(), 1), "password": self.password} | options
+        return redis_py.Redis.from_url(self.url, **options)
 
     def stop(self) -> None:
         """End the server as a restart of the machine would: it may save."""
