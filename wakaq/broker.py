@@ -1,0 +1,299 @@
+"""Talks to Redis: the only module that knows its commands. Not for deciding anything: callers decide, Redis keeps.
+
+State changes are Lua scripts, one file each in `wakaq/lua`, one method of the same name each. Nothing is retried here:
+whether a call may be repeated is known only to its caller.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.connection import Connection
+from redis.retry import Retry
+
+from wakaq.errors import ConfigError
+from wakaq.keys import Keys
+from wakaq.message import Call
+from wakaq.queue import Queue
+from wakaq.settings import Settings
+from wakaq.turn import Claim, Lane, Settlement, Turn
+
+# Redis is away, or is there and cannot serve now: it heals without us, and nothing is to be given up meanwhile.
+OUTAGES = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.MasterDownError,
+)
+RedisError = redis.RedisError
+LONGEST_BACKOFF = 2.0  # seconds
+PAGE = 1_000  # payloads in one command
+
+logger = logging.getLogger("wakaq.broker")
+
+
+class TurnRefused(Exception):
+    """This turn's number is not the next one: an earlier one was executed unseen, or this supervisor was declared dead."""
+
+
+class Broker:
+    """One process's way to Redis; safe to use from several threads, and after a fork.
+
+    Connects on first use. Raises redis-py's own errors: at once where the connection is refused, within `socket_timeout`
+    where nothing answers.
+    """
+
+    def __init__(self, settings: Settings, queues: Sequence[Queue]) -> None:
+        self.settings = settings
+        self.queues = queues
+        self.keys = Keys(settings.prefix)
+        self.client = _connect(settings)
+        self._local = threading.local()
+        self._scripts: dict[str, Script] = {}
+        # The start of an RPUSH to each queue, packed once: the hot path of `.delay()` only appends the payload.
+        self._heads: dict[str, bytes] = {}
+
+    # -- producers ---------------------------------------------------------------------------------------------------
+
+    def enqueue(self, queue: Queue, payload: bytes) -> None:
+        """Append a payload to its queue."""
+        head = self._heads.get(queue.name)
+        if head is None:
+            key = self.keys.queue(queue).encode()
+            head = b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$" % (len(key), key)
+            self._heads[queue.name] = head
+        with self._connection() as connection:
+            connection.send_packed_command([b"%b%d\r\n%b\r\n" % (head, len(payload), payload)])
+            connection.read_response()
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend this thread's own connection, which skips the pool's locks; it ends with its thread."""
+        connection = getattr(self._local, "connection", None)
+        if connection is None or self._local.pid != os.getpid():
+            pool = self.client.connection_pool
+            connection = pool.connection_class(**pool.connection_kwargs)
+            self._local.connection, self._local.pid = connection, os.getpid()
+        try:
+            # A connection that the server closed while it lay idle has to be found out before anything is sent: later,
+            # nobody could tell whether the command was executed.
+            if connection.can_read():
+                connection.disconnect()
+        except redis.ConnectionError:
+            connection.disconnect()
+        try:
+            yield connection
+        except redis.ResponseError:
+            raise
+        except BaseException:
+            # Also a SoftTimeout between command and reply: the next command must not read this one's reply.
+            connection.disconnect()
+            raise
+
+    def enqueue_all(self, calls: Sequence[Call]) -> None:
+        """Enqueue many calls in few round trips, all of them or none."""
+        if not calls:
+            return
+        with self.client.pipeline(transaction=True) as pipe:
+            self._pipe(pipe, calls)
+            pipe.execute()
+
+    def _pipe(self, pipe: Any, calls: Sequence[Call]) -> None:
+        waiting: dict[str, list[bytes]] = {}
+        for call in calls:
+            if call.at is not None:
+                pipe.zadd(self.keys.eta(call.queue), {call.payload: call.at})
+            elif call.delay:
+                pipe.eval(_source("delay"), 1, self.keys.eta(call.queue), call.payload, call.delay)
+            else:
+                waiting.setdefault(self.keys.queue(call.queue), []).append(call.payload)
+        for key, payloads in waiting.items():
+            for start in range(0, len(payloads), PAGE):
+                pipe.rpush(key, *payloads[start : start + PAGE])
+
+    def publish(self, payload: bytes) -> int:
+        """Broadcast a payload; returns how many supervisors are listening."""
+        return cast(int, self.client.publish(self.keys.broadcast(), payload))
+
+    # -- supervisors: claims -----------------------------------------------------------------------------------------
+
+    def lane(self, queue: Queue, worker_id: str, number: int) -> Lane:
+        return Lane(worker_id, queue, number, self.keys.inflight(queue, worker_id, number))
+
+    def turn(
+        self,
+        worker_id: str,
+        fence: tuple[int, int] | None,
+        settlements: Iterable[Settlement] = (),
+        wants: Iterable[tuple[int, Sequence[Lane]]] = (),
+    ) -> list[Claim]:
+        """Settle and claim in one round trip.
+
+        Args:
+            worker_id: The supervisor's id.
+            fence: Numbers of the turn before and of this one; None for an orphan's acks, which need no fence.
+            settlements: What becomes of payloads in flight.
+            wants: How many payloads to claim, and into which lanes, in order of priority.
+
+        Raises:
+            TurnRefused: Nothing was done: another turn came between, or the supervisor is not registered.
+        """
+        expected, number = fence or (None, 0)
+        turn = Turn(self.keys, worker_id, expected, number)
+        turn.fence(self.queues[0])
+        for settlement in settlements:
+            turn.settle(settlement, self.settings.dead_letters)
+        for want, lanes in wants:
+            turn.claim(want, lanes)
+        reply = self._script("turn")(keys=turn.keys, args=turn.args)
+        if not reply[0]:
+            raise TurnRefused
+        for error in turn.errors(reply):
+            logger.error("Redis refuses: %s", error)
+        return turn.read(reply)
+
+    def wait_and_claim(self, lane: Lane) -> bytes | None:
+        """Block until a payload is in the lane's queue, at most `wait_timeout` seconds, and claim it."""
+        key = self.keys.queue(lane.queue)
+        timeout = self.settings.wait_timeout
+        return cast("bytes | None", self.client.blmove(key, lane.key, timeout, "LEFT", "RIGHT"))
+
+    def inflight(self, worker_id: str, lanes: Sequence[Lane]) -> tuple[int | None, list[list[bytes]]]:
+        """Return the number of the supervisor's last turn, None if it is not registered, and what its lanes hold."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hget(self.keys.turns(self.queues[0]), worker_id)
+            for lane in lanes:
+                pipe.lrange(lane.key, 0, -1)
+            turn, *payloads = pipe.execute()
+        return None if turn is None else int(turn), payloads
+
+    def promote(self, limit: int) -> tuple[int, float | None]:
+        """Move due payloads to their queues; returns how many, and the seconds until the next one is due."""
+        keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
+        moved, wait = self._script("promote")(keys=keys, args=[limit])
+        return moved, float(wait) if wait else None
+
+    def subscribe(self) -> Any:
+        """Return a subscription to the broadcasts, on a connection of its own."""
+        subscription = self.client.pubsub(ignore_subscribe_messages=True)
+        subscription.subscribe(self.keys.broadcast())
+        return subscription
+
+    # -- supervisors: lease ------------------------------------------------------------------------------------------
+
+    def register(self, worker_id: str, entry: Mapping[str, object]) -> None:
+        """Announce a supervisor, before its first claim."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hset(self.keys.registry(), worker_id, json.dumps(entry))
+            pipe.hset(self.keys.turns(self.queues[0]), worker_id, "0")
+            pipe.execute()
+
+    def unregister(self, worker_id: str) -> None:
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self.keys.registry(), worker_id)
+            pipe.hdel(self.keys.turns(self.queues[0]), worker_id)
+            pipe.execute()
+
+    def beat(self, worker_id: str, entry: Mapping[str, object]) -> bool:
+        """Renew the entry; False if it is gone: this supervisor was declared dead."""
+        args = [worker_id, json.dumps(entry)]
+        return bool(self._script("beat")(keys=[self.keys.registry()], args=args))
+
+    def registry(self) -> dict[str, bytes]:
+        """Return each supervisor's entry as it is, unchecked."""
+        entries = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.registry()))
+        return {key.decode(errors="replace"): value for key, value in entries.items()}
+
+    def bury(self, worker_id: str, tombstone: str, entry: bytes) -> None:
+        """Fence a dead supervisor off, and keep its entry as a tombstone, under which its lanes can be found again."""
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.hdel(self.keys.turns(self.queues[0]), worker_id)
+            pipe.hset(self.keys.registry(), tombstone, entry)
+            pipe.hdel(self.keys.registry(), worker_id)
+            pipe.execute()
+
+    def forget(self, field: str) -> None:
+        self.client.hdel(self.keys.registry(), field)
+
+    def rescue(self, lane: Lane, pairs: Sequence[tuple[bytes, bytes]]) -> int:
+        """Requeue payloads of a dead supervisor's lane, each as its second form; returns how many were still there."""
+        keys = [lane.key, self.keys.queue(lane.queue), self.keys.stats(lane.queue)]
+        return cast(int, self._script("rescue")(keys=keys, args=[p for pair in pairs for p in pair]))
+
+    def adopt(self, lane: Lane, own: Lane, payload: bytes) -> bool:
+        """Move a payload from a dead supervisor's lane to an orphan's; False if it was rescued before."""
+        keys = [lane.key, own.key, self.keys.stats(lane.queue)]
+        return bool(self._script("rescue")(keys=keys, args=[payload, payload]))
+
+    # -- the scheduler -----------------------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        """Return the server's unix time in seconds."""
+        seconds, microseconds = cast("tuple[int, int]", self.client.time())
+        return seconds + microseconds / 1e6
+
+    def fire(self, queue: Queue, identity: str, tick: float, payload: bytes, remember: int) -> bool:
+        """Enqueue one tick of a schedule; False if it was enqueued before."""
+        keys = [self.keys.cron(queue, identity), self.keys.queue(queue)]
+        return bool(self._script("fire")(keys=keys, args=[f"{tick:.6f}", payload, remember]))
+
+    # -- plumbing ----------------------------------------------------------------------------------------------------
+
+    def _script(self, name: str) -> Script:
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(_source(name))
+        return script
+
+    def ping(self) -> None:
+        self.client.ping()
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def backoff(failures: int) -> float:
+    """Return how long to wait after so many failures in a row: doubling, with jitter so that a fleet spreads out."""
+    return random.uniform(0.5, 1.0) * min(0.05 * 2 ** min(failures, 10), LONGEST_BACKOFF)  # noqa: S311 - no secret
+
+
+def _source(name: str) -> str:
+    source = _SOURCES.get(name)
+    if source is None:
+        source = _SOURCES[name] = (resources.files("wakaq") / "lua" / f"{name}.lua").read_text("utf-8")
+    return source
+
+
+_SOURCES: dict[str, str] = {}
+
+
+def _connect(settings: Settings) -> redis.Redis:
+    options: dict[str, Any] = {
+        "socket_timeout": settings.socket_timeout,
+        "socket_connect_timeout": settings.socket_connect_timeout,
+        "health_check_interval": settings.health_check_interval,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if settings.url is None:
+        names = ("host", "port", "username", "password", "db")
+        return redis.Redis(**options, **{name: getattr(settings, name) for name in names})
+    if settings.url.startswith("unix:"):
+        del options["socket_connect_timeout"]
+    try:
+        return redis.Redis.from_url(settings.url, **options)
+    except ValueError as error:
+        msg = f"url={settings.url!r} cannot be used: {error}; write redis://, rediss:// or unix://"
+        raise ConfigError(msg) from error

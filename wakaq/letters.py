@@ -1,0 +1,59 @@
+"""Dead letters: what is kept of a payload that WakaQ gave up on. Not for deciding when: that is the worker's part."""
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from wakaq.errors import WakaQError
+
+RAISED = "raised"
+SOFT_TIMEOUT = "soft timeout"
+HARD_TIMEOUT = "hard timeout"
+REDELIVERED = "redelivered too often"
+UNKNOWN_TASK = "unknown task"
+NOT_A_MESSAGE = "not a message"
+_TAIL = 8_000  # characters of traceback
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter; `at` is the time by the clock of the machine that gave up, for people to read."""
+
+    payload: bytes
+    reason: str
+    traceback: str
+    worker: str
+    at: str = ""
+
+    def encode(self) -> bytes:
+        fields: dict[str, Any] = {
+            "reason": self.reason,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "worker": self.worker,
+            "traceback": self.traceback[-_TAIL:],
+        }
+        try:
+            fields["payload"] = self.payload.decode()
+        except UnicodeDecodeError:  # Whatever was found in the queue is kept, to the byte.
+            fields["payload_base64"] = base64.b64encode(self.payload).decode()
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, letter: bytes) -> "Letter":
+        """Read a letter.
+
+        Raises:
+            WakaQError: It is none.
+        """
+        try:
+            fields = json.loads(letter)
+            if "payload_base64" in fields:
+                payload = base64.b64decode(fields["payload_base64"])
+            else:
+                payload = fields["payload"].encode()
+            rest = (str(fields.get(name, "")) for name in ("reason", "traceback", "worker", "at"))
+            return cls(payload, *rest)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WakaQError(f"not a dead letter: {letter[:200]!r}") from error

@@ -1,0 +1,23 @@
+"""The supervisor process: one file a thread. It runs no task code.
+
+==============  =====================================================  ==========================================
+thread          owns                                                   speaks to
+==============  =====================================================  ==========================================
+main            spawning, reaping, signals, the order of shutdown      dispatcher (Joined, Ended, Drain, Finish)
+dispatcher      every claim, the children's capacity, all frames in    Redis, children, main (Booted, Gone, …)
+watcher ×queue  one blocking call for new work                         Redis, dispatcher (Arrived, Doubt)
+heartbeat       who has not answered since when                        children (Ping), `Child.kill`
+timeouts        who is to be killed for its task                       `Child.signal`, `Child.kill`
+memory          the victim                                             dispatcher (Retire), `Child.kill`
+broadcast       the subscription                                       Redis, dispatcher (Relay)
+promoter        nothing                                                Redis
+lease           our heartbeat, what was seen of the others'            Redis
+==============  =====================================================  ==========================================
+
+State has one owner, and others post events to it (`supervisor.events`); no lock is shared with a worker, as the lock of a
+process that is SIGKILLed is never free again. What a worker does is read from its progress row (`wakaq.frames`), also
+after its death. Workers are forked by a clean fork server, never from here, where threads hold locks.
+
+Shutdown, in this order: watchers and promoter end; the dispatcher recalls what was not started; each worker exits after
+its task; the dispatcher settles the rest and ends; the other services end; the supervisor takes itself off the registry.
+"""

@@ -1,0 +1,38 @@
+"""Listens for broadcasts, and hands each to the dispatcher, which has one of the workers run it."""
+
+import logging
+from typing import Any
+
+from wakaq.broker import Broker
+from wakaq.supervisor.dispatcher import Dispatcher
+from wakaq.supervisor.events import Relay
+from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.service import Service
+
+logger = logging.getLogger("wakaq.supervisor")
+
+
+class Broadcast(Service):
+    """The thread that listens; what is published while Redis is away reaches nobody, as pub/sub has it."""
+
+    name = "broadcast"
+    interval = 0.0
+
+    def __init__(self, broker: Broker, dispatcher: Dispatcher, outage: Outage) -> None:
+        super().__init__(outage)
+        self._broker = broker
+        self._dispatcher = dispatcher
+        self._subscription: Any = None
+
+    def tick(self, now: float) -> float | None:
+        del now
+        try:
+            if self._subscription is None:
+                self._subscription = self._broker.subscribe()
+            message = self._subscription.get_message(timeout=self._broker.settings.wait_timeout)
+        except BaseException:
+            self._subscription = None  # the next tick subscribes anew
+            raise
+        if message is not None:
+            self._dispatcher.post(Relay(message["data"]))
+        return None

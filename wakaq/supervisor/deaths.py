@@ -1,0 +1,39 @@
+"""Says in one sentence how a worker ended. Not for what becomes of its tasks: that is `autopsy`."""
+
+import logging
+import signal
+import time
+
+from wakaq.supervisor.child import Child
+
+logger = logging.getLogger("wakaq.supervisor")
+_LOST_STATUS = 255  # what multiprocessing tells when the fork server, which knew, is gone
+
+
+def cause(status: int | None) -> str:
+    """Return an exit status as people say it."""
+    if status is None or status == _LOST_STATUS:
+        return "ended, nobody knows how"
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"was killed by {name}"
+    return f"exited with status {status}"
+
+
+def report(child: Child, status: int | None, victims: list[str]) -> None:
+    """Log a worker's end: pid, cause, what it was running, how long it lived."""
+    death = child.death
+    level = logging.WARNING if status or victims else logging.INFO
+    logger.log(
+        level,
+        "Worker %d (pid %d) %s%s after %.1f s%s",
+        child.number,
+        child.pid,
+        cause(status),
+        f", by us, because of: {death.reason}" if death else "",
+        time.monotonic() - child.spawned_at,
+        f", while it ran {', '.join(victims)}" if victims else "",
+    )

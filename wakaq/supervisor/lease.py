@@ -1,0 +1,236 @@
+"""Proof of life: moves this supervisor's heartbeat, watches the others', and rescues what the dead ones had claimed.
+
+No clocks of two machines are compared. An observer counts only time in which it had Redis itself and the other's heartbeat
+stood still: so an outage, or a failover, never makes live supervisors rob each other.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from wakaq.app import WakaQ
+from wakaq.broker import Broker
+from wakaq.errors import ConfigError, NotAMessage
+from wakaq.message import Message, recount
+from wakaq.queue import Queue
+from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.service import Service
+from wakaq.turn import Lane
+
+logger = logging.getLogger("wakaq.supervisor")
+
+TERM = 15.0  # seconds without a heartbeat after which a supervisor is declared dead
+BEAT = 3.0  # seconds between heartbeats
+TOMBSTONE = 3_600.0  # seconds in which a dead supervisor's lanes are looked at again
+BURIED = "dead:"  # in front of the id, in a tombstone's field
+_PAGE = 100  # payloads rescued in one call
+
+
+class Lease(Service):
+    """The thread that beats and rescues; `register` and `unregister` are the main thread's, or the dispatcher's."""
+
+    name = "lease"
+    interval = BEAT
+
+    def __init__(self, app: WakaQ, broker: Broker, outage: Outage, describe: Callable[[], Any], term: float = TERM) -> None:
+        """Prepare the thread.
+
+        Args:
+            app: The application.
+            broker: The way to Redis.
+            outage: Where to report that Redis is away, or back.
+            describe: Returns what the children do, for people, as JSON can hold it.
+            term: Seconds without a heartbeat after which a supervisor is dead.
+        """
+        super().__init__(outage)
+        self.interval = min(BEAT, term / 5)
+        self._app = app
+        self._broker = broker
+        self._describe = describe
+        self._term = term
+        self._host = _host_identity()
+        # Written by `register` before the id is known to anybody; an attribute is replaced in one step.
+        self.worker_id = ""
+        self._fresh_until = 0.0
+        # This thread only.
+        self._counter = 0
+        self._last_tick = 0.0
+        # Supervisor id -> its heartbeat, and for how long we saw it stand still.
+        self._seen: dict[str, tuple[Any, float]] = {}
+
+    # -- this supervisor ---------------------------------------------------------------------------------------------
+
+    def register(self) -> str:
+        """Announce this supervisor under a new id, which is returned."""
+        worker_id = f"{_sanitize(socket.gethostname())}-{os.getpid()}-{token_hex(4)}"
+        now = time.monotonic()
+        self._broker.register(worker_id, self._entry())
+        self.worker_id, self._fresh_until = worker_id, now + self._term
+        return worker_id
+
+    def unregister(self) -> None:
+        self._broker.unregister(self.worker_id)
+
+    def is_fresh(self) -> bool:
+        """Whether no other supervisor can have declared this one dead."""
+        return time.monotonic() < self._fresh_until
+
+    def _entry(self) -> dict[str, Any]:
+        return {
+            "beat": self._counter,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "same_host": self._host,
+            "concurrency": self._app.settings.concurrency,
+            "queues": [queue.name for queue in self._app.queues],
+            "children": self._describe(),
+        }
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> float | None:
+        worker_id = self.worker_id
+        self._counter += 1
+        if self._broker.beat(worker_id, self._entry()):
+            self._fresh_until = now + self._term
+        # Else the dispatcher finds out at its next turn, and registers anew.
+        self._outage.end(now)
+        # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves in between.
+        passed = now - self._last_tick
+        passed = passed if passed <= 2 * self.interval else 0.0
+        self._last_tick = now
+        self._watch_others(worker_id, passed)
+        return None
+
+    def _watch_others(self, worker_id: str, passed: float) -> None:
+        entries = self._broker.registry()
+        entries.pop(worker_id, None)
+        seen: dict[str, tuple[Any, float]] = {}
+        for field, raw in entries.items():
+            entry = _read(field, raw)
+            beat = entry.get("beat")
+            last, still = self._seen.get(field, (None, 0.0))
+            still = still + passed if field in self._seen and beat == last else 0.0
+            seen[field] = (beat, still)
+            if field.startswith(BURIED):
+                self._visit(field, entry, still)
+            elif still >= self._term:
+                logger.warning("Supervisor %s has not moved for %.0f s: it is dead, rescuing its tasks", field, still)
+                self.rescue(field, raw)
+        self._seen = seen
+
+    def _visit(self, field: str, entry: dict[str, Any], still: float) -> None:
+        """Look again at the lanes of a dead supervisor: its last claim may have come after its rescue."""
+        self._empty_lanes(field.removeprefix(BURIED), entry)
+        if still >= TOMBSTONE:
+            self._broker.forget(field)
+
+    # -- rescue ------------------------------------------------------------------------------------------------------
+
+    def rescue_neighbours(self) -> None:
+        """Rescue at once from supervisors of this host whose process is gone."""
+        for field, raw in self._broker.registry().items():
+            entry = _read(field, raw)
+            is_neighbour = entry.get("same_host") == self._host and not field.startswith(BURIED)
+            if is_neighbour and not _is_supervisor(entry.get("pid")):
+                logger.warning("Supervisor %s of this host is gone: rescuing its tasks", field)
+                self.rescue(field, raw)
+
+    def rescue(self, worker_id: str, raw: bytes) -> None:
+        """Fence a dead supervisor off, then put what it had in flight back to the front of the queues."""
+        self._broker.bury(worker_id, BURIED + worker_id, raw)
+        self._empty_lanes(worker_id, _read(worker_id, raw))
+
+    def _empty_lanes(self, worker_id: str, entry: dict[str, Any]) -> None:
+        count = entry.get("concurrency")
+        names = entry.get("queues")
+        queues = [self._queue(name) for name in names] if isinstance(names, list) else self._app.queues
+        lanes = [
+            self._broker.lane(queue, worker_id, number)
+            for queue in queues
+            if queue is not None
+            for number in range((count if isinstance(count, int) else self._app.settings.concurrency) + 1)
+        ]
+        _, contents = self._broker.inflight(worker_id, lanes)
+        for lane, payloads in zip(lanes, contents, strict=True):
+            if payloads:
+                self._requeue(lane, payloads)
+
+    def _queue(self, name: Any) -> Queue | None:
+        """Return a dead supervisor's queue, which need not be one of ours: an older release may have had more."""
+        if name in self._app.queues_by_name:
+            return self._app.queues_by_name[name]
+        try:
+            return Queue(name)
+        except ConfigError:
+            return None
+
+    def _requeue(self, lane: Lane, payloads: list[bytes]) -> None:
+        pairs = []
+        had_sync = False
+        for payload in payloads:
+            is_sync, new = self._redelivered(payload)
+            # One sync task at a time runs in a lane's worker, the first; any async one may have been running.
+            pairs.append((payload, payload if is_sync and had_sync else new))
+            had_sync = had_sync or is_sync
+        # From the end, as each page goes in front of the last.
+        moved = 0
+        for end in range(len(pairs), 0, -_PAGE):
+            moved += self._broker.rescue(lane, pairs[max(0, end - _PAGE) : end])
+        if moved:
+            logger.warning("Rescued %d tasks from %s", moved, lane.key)
+
+    def _redelivered(self, payload: bytes) -> tuple[bool, bytes]:
+        try:
+            message = Message.decode(payload)
+        except NotAMessage:  # whoever claims it makes a dead letter of it
+            return False, payload
+        task = self._app.tasks.get(message.name)
+        is_sync = task is None or not task.is_async
+        return is_sync, recount(payload, redelivered=message.redelivered + 1)
+
+
+def _read(field: str, raw: bytes) -> dict[str, Any]:
+    """Read an entry; one that is none counts as a supervisor that never moves."""
+    try:
+        entry = json.loads(raw)
+    except ValueError:
+        entry = None
+    if isinstance(entry, dict):
+        return entry
+    logger.warning("The registry's entry %s is no JSON object: %r", field, raw[:100])
+    return {}
+
+
+def _sanitize(host: str) -> str:
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in host)
+
+
+def _host_identity() -> str:
+    """Return what tells apart machines, their boots, and containers: a pid means something only within all three."""
+    parts = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
+        try:
+            parts.append(read())
+        except OSError:  # not Linux
+            continue
+    return " ".join(parts)
+
+
+def _is_supervisor(pid: Any) -> bool:
+    """Whether a process of that number lives; if it is another one by now, its lease ends the wait."""
+    if not isinstance(pid, int) or pid <= 0:
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return pid != os.getpid()

@@ -1,0 +1,328 @@
+"""The main thread: starts, reaps and replaces workers, and handles signals. Not for claims: those are the dispatcher's."""
+
+import logging
+import multiprocessing
+import os
+import queue as queues
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from wakaq.app import WakaQ
+from wakaq.broker import OUTAGES, Broker
+from wakaq.frames import Channel, Progress
+from wakaq.loader import APP_VARIABLE
+from wakaq.supervisor import deaths
+from wakaq.supervisor.autopsy import SHUTDOWN, running_tasks
+from wakaq.supervisor.broadcast import Broadcast
+from wakaq.supervisor.child import Child, Death
+from wakaq.supervisor.dispatcher import Dispatcher
+from wakaq.supervisor.events import Booted, BootFailed, Crashed, Drain, Ended, Finish, Gone, Joined, Retiring
+from wakaq.supervisor.heartbeat import Heartbeat
+from wakaq.supervisor.lease import Lease
+from wakaq.supervisor.memory import Memory, rss
+from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.promoter import Promoter
+from wakaq.supervisor.service import Service
+from wakaq.supervisor.timeouts import Timeouts, read_stacks
+from wakaq.supervisor.watcher import Watcher
+from wakaq.titles import set_title
+from wakaq.worker.worker import InheritedFile, Spec, main
+
+logger = logging.getLogger("wakaq.supervisor")
+
+BOOT_FAILED = 3  # exit status: workers die before they are ready
+CRASHED = 4  # exit status: a bug of ours
+TITLE_EVERY = 1.0  # seconds
+EXIT_GRACE = 10.0  # seconds that a worker has to exit after its last task
+SETTLE_GRACE = 10.0  # seconds for the last settlements at shutdown, if Redis is away
+STACKS_AFTER = 0.3  # seconds in which workers write their stacks
+SHORTEST_LIFE = 0.5  # seconds between two starts of one worker
+LONGEST_DELAY = 30.0  # seconds between starts of workers that die while they boot
+
+
+class Supervisor:
+    """The parent process that `wakaq-worker` runs; `run` returns the exit status."""
+
+    def __init__(self, app: WakaQ, path: str, more_services: Callable[[Broker, Outage], Sequence[Service]]) -> None:
+        # Fixed.
+        self._app = app
+        self._path = path
+        self._context = multiprocessing.get_context("forkserver")
+        self._broker = Broker(app.settings, app.queues)
+        outage = Outage()
+
+        # Any thread.
+        self._inbox: queues.SimpleQueue[Any] = queues.SimpleQueue()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+
+        # Main thread only; the list is replaced, never changed, so that others can read it.
+        self._children: list[Child] = []
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._vacancies: list[tuple[float, int]] = []  # when to start a worker of which number
+        self._has_booted = False
+        self._boot_failures = 0
+        self._is_draining = False
+        self._kill_at: float | None = None
+        self._stacks_at: float | None = None
+        self._titled_at = 0.0
+        self._exit_status = 0
+
+        # The threads.
+        self._lease = Lease(app, self._broker, outage, self._describe)
+        self._dispatcher = Dispatcher(app, self._broker, outage, self._lease.register, self._tell)
+        served = [queue for queue in app.queues if queue.name not in app.settings.exclude_queues]
+        # Those that bring work, and end first; then those that guard it, and end last.
+        self._bringing: list[Service] = [
+            Watcher(self._broker, queue, self._dispatcher, outage, self._lease.is_fresh) for queue in served
+        ]
+        self._bringing += [Promoter(self._broker, outage), Broadcast(self._broker, self._dispatcher, outage)]
+        self._bringing += more_services(self._broker, outage)
+        self._guarding: list[Service] = [
+            self._lease,
+            Heartbeat(self._read_children, self._dispatcher.post, outage),
+            Timeouts(self._read_children, outage),
+        ]
+        self._memory: Memory | None = None
+        if app.settings.max_mem_percent is not None:
+            self._memory = Memory(self._read_children, self._dispatcher.post, app.settings.max_mem_percent, outage)
+            self._guarding.append(self._memory)
+
+    # -- any thread --------------------------------------------------------------------------------------------------
+
+    def _tell(self, event: Any) -> None:
+        """Post to the main thread; also called by signal handlers, as both steps are reentrant."""
+        self._inbox.put(event)
+        try:
+            os.write(self._wake_writer, b"!")
+        except BlockingIOError:  # a full pipe wakes it as well
+            return
+
+    def _read_children(self) -> list[Child]:
+        return self._children
+
+    def _describe(self) -> list[dict[str, Any]]:
+        """Return what the children do, for the registry."""
+        now = time.monotonic()
+        return [
+            {
+                "number": child.number,
+                "pid": child.pid,
+                "rss": rss(child),
+                "is_silent": child in self._guarding[1].silent,  # type: ignore[attr-defined]
+                "tasks": [
+                    {"name": name, "seconds": round(now - child.progress.started_at, 1)}
+                    for _, name in running_tasks(child)
+                ],
+            }
+            for child in self._children
+        ]
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Supervise until a signal, or a failure that cannot heal.
+
+        Raises:
+            redis.RedisError: Redis cannot be reached at the start.
+        """
+        self._lease.rescue_neighbours()
+        self._dispatcher.ledger.rename(self._lease.register())
+        self._install_signals()
+        self._prepare_forkserver()
+        self._dispatcher.start()
+        for number in range(1, self._app.settings.concurrency + 1):
+            self._vacancies.append((0.0, number))
+        for service in (*self._guarding, *self._bringing):
+            service.start()
+        logger.info("Started with %d workers for %s", self._app.settings.concurrency, self._path)
+        while not (self._is_draining and not self._children):
+            self._step()
+        self._finish()
+        return self._exit_status
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        self._fill_vacancies(now)
+        moments = [self._titled_at + TITLE_EVERY]
+        moments += [due for due, _ in self._vacancies[:1]]
+        moments += [at for at in (self._kill_at, self._stacks_at) if at is not None]
+        for key, _ in self._selector.select(max(0.0, min(moments) - time.monotonic())):
+            if key.data is None:
+                os.read(self._wake_reader, 4096)
+            else:
+                self._selector.unregister(key.fileobj)
+                self._dispatcher.post(Ended(key.data))
+        while not self._inbox.empty():
+            self._handle(self._inbox.get())
+        self._keep_time(time.monotonic())
+
+    def _handle(self, event: Any) -> None:
+        match event:
+            case signal.Signals():
+                self._obey(event)
+            case Booted():
+                self._has_booted, self._boot_failures = True, 0
+            case BootFailed(child, reason):
+                logger.error("Worker %d (pid %d) cannot start: %s", child.number, child.pid, reason)
+            case Retiring(child):
+                if not self._is_draining:
+                    child.has_replacement = True
+                    self._vacancies.append((0.0, child.number))
+            case Gone(child, victims):
+                self._bury(child, victims)
+            case Crashed(error):
+                self._crash(error)
+
+    def _keep_time(self, now: float) -> None:
+        if now - self._titled_at >= TITLE_EVERY:
+            self._titled_at = now
+            busy = sum(1 for child in self._children if child.assigned)
+            set_title(f"wakaq-worker: supervisor {self._path} {len(self._children)} workers, {busy} busy")
+            for child in self._children:
+                if child.stopped_at is not None and now - child.stopped_at > EXIT_GRACE:
+                    child.kill(Death("it did not exit"))
+        if self._kill_at is not None and now >= self._kill_at:
+            self._kill_at = None
+            self._kill_all()
+        if self._stacks_at is not None and now >= self._stacks_at:
+            self._stacks_at = None
+            for child in self._children:
+                logger.warning("Stacks of worker %d (pid %d):\n%s", child.number, child.pid, read_stacks(child))
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def _install_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
+            signal.signal(number, lambda received, _: self._tell(signal.Signals(received)))
+
+    def _obey(self, number: signal.Signals) -> None:
+        if number == signal.SIGUSR1:
+            for child in self._children:
+                os.ftruncate(child.stacks_fd, 0)
+                child.signal(signal.SIGUSR1)
+            self._stacks_at = time.monotonic() + STACKS_AFTER
+        elif self._is_draining or number == signal.SIGQUIT:
+            logger.warning("%s: stopping at once", number.name)
+            self._drain()
+            self._kill_all()
+        else:
+            logger.info("%s: stopping after the running tasks", number.name)
+            self._drain()
+            if self._app.settings.shutdown_timeout is not None:
+                self._kill_at = time.monotonic() + self._app.settings.shutdown_timeout
+
+    def _drain(self) -> None:
+        if self._is_draining:
+            return
+        self._is_draining = True
+        self._vacancies.clear()
+        for service in self._bringing:
+            service.stop()
+        self._dispatcher.post(Drain())
+
+    def _kill_all(self) -> None:
+        for child in self._children:
+            child.kill(Death(SHUTDOWN))
+
+    def _crash(self, error: BaseException) -> None:
+        """End at once: without its dispatcher a supervisor is no use, and its workers take care of themselves."""
+        logger.critical("The dispatcher failed: this is a bug in WakaQ", exc_info=error)
+        logging.shutdown()
+        os._exit(CRASHED)
+
+    def _finish(self) -> None:
+        """End the threads, then leave the registry, unless something was left in flight that others have to rescue."""
+        patience = self._app.settings.wait_timeout + 1
+        has_ended = all([service.join(patience) for service in self._bringing])
+        self._dispatcher.post(Finish(time.monotonic() + SETTLE_GRACE))
+        self._dispatcher.join()
+        for service in self._guarding:
+            service.stop()
+        for service in self._guarding:
+            service.join(patience)
+        if not has_ended or not self._dispatcher.ledger.is_settled:
+            logger.error("Redis is away: what was in flight is left to be rescued, and may run twice")
+            return
+        try:
+            self._lease.unregister()
+        except OUTAGES as error:
+            logger.warning("Redis is away, others will remove this supervisor from the registry: %s", error)
+        logger.info("Stopped")
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def _prepare_forkserver(self) -> None:
+        os.environ[APP_VARIABLE] = self._path
+        self._context.set_forkserver_preload(["wakaq.worker.forkserver_preload"])
+        # Each worker would import the script that was started, and with it the command line's packages, as its __main__.
+        sys.modules["__main__"] = types.ModuleType("__main__")
+
+    def _fill_vacancies(self, now: float) -> None:
+        if self._memory is not None and self._memory.is_exceeded:
+            return
+        self._vacancies.sort()
+        while self._vacancies and self._vacancies[0][0] <= now and self._inbox.empty():
+            _, number = self._vacancies.pop(0)
+            try:
+                self._spawn(number)
+            except (OSError, EOFError) as error:  # no memory, no descriptors, or a fork server that has just died
+                logger.error("Worker %d cannot be forked, trying again: %s", number, error)  # noqa: TRY400 - no bug
+                self._vacancies.append((now + 1.0, number))
+                return
+
+    def _spawn(self, number: int) -> None:
+        """Start a worker; the one place that starts processes."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        progress = Progress()
+        # Without a name, and written at its end however often it is emptied.
+        with tempfile.TemporaryFile(mode="a+b") as stacks:
+            file = InheritedFile(stacks.fileno())
+            spec = Spec(self._path, number, self._lease.worker_id, theirs, progress.memory, file)
+            process = self._context.Process(target=main, args=(spec,), name=f"wakaq-worker-{number}")
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()  # so that the worker's death is the end of the stream
+            child = Child(number, process, Channel(ours), progress, os.dup(stacks.fileno()))
+        self._children = [*self._children, child]
+        self._selector.register(child.end_fd, selectors.EVENT_READ, child)
+        self._dispatcher.post(Joined(child))
+
+    def _bury(self, child: Child, victims: list[str]) -> None:
+        """Reap a worker, and see to its replacement."""
+        self._children = [other for other in self._children if other is not child]
+        try:
+            self._selector.unregister(child.end_fd)
+        except KeyError:
+            pass
+        status = child.reap()
+        deaths.report(child, status, victims)
+        if self._is_draining or child.has_replacement:
+            return
+        now = time.monotonic()
+        if child.is_ready:
+            self._vacancies.append((max(now, child.spawned_at + SHORTEST_LIFE), child.number))
+        elif self._has_booted:
+            delay = min(2.0**self._boot_failures, LONGEST_DELAY)
+            self._boot_failures += 1
+            logger.error("Worker %d died while it started, next try in %.0f s", child.number, delay)
+            self._vacancies.append((now + delay, child.number))
+        else:
+            logger.critical("Workers cannot start, see above: stopping")
+            self._exit_status = BOOT_FAILED
+            self._drain()
+            self._kill_all()

@@ -1,0 +1,80 @@
+"""Interrupts tasks past their soft timeout, and kills workers whose task ran past its hard one.
+
+Decides, does not wait: `overdue` is pure, `Timeouts` is a thread around it. Soft timeouts of async tasks are not here but
+in `wakaq.worker.async_runner`, which can cancel one task and spare the others.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable
+
+from wakaq.supervisor.autopsy import HARD, describe
+from wakaq.supervisor.child import Child, Death
+from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.service import Service
+
+logger = logging.getLogger("wakaq.supervisor")
+STACKS = 64_000  # bytes of a worker's stacks that are read
+
+
+def overdue(child: Child, now: float) -> tuple[int, float] | None:
+    """Return slot and hard deadline of a task past it, or None."""
+    slots = (child.progress.slot, *list(child.async_slots))
+    for slot in slots:
+        deadline = child.progress.hard_deadlines[slot] if slot >= 0 else 0.0
+        if 0.0 < deadline <= now:
+            return slot, deadline
+    return None
+
+
+class Timeouts(Service):
+    """The thread that enforces limits on running time."""
+
+    name = "timeouts"
+    interval = 0.05
+
+    def __init__(self, children: Callable[[], Iterable[Child]], outage: Outage) -> None:
+        super().__init__(outage)
+        self._children = children
+        # This thread only. Child -> the task that is to be killed with it, while the stacks are being written.
+        self._condemned: dict[Child, tuple[int, float]] = {}
+
+    def tick(self, now: float) -> float | None:
+        condemned: dict[Child, tuple[int, float]] = {}
+        for child in self._children():
+            if 0.0 < child.progress.soft_deadline <= now:
+                # The worker's handler looks at the deadline again, so a signal that comes late hits nothing.
+                child.signal(signal.SIGUSR2)
+            task = overdue(child, now)
+            if task is None:
+                continue
+            if self._condemned.get(child) == task:
+                self._kill(child, task, now)
+            else:  # faulthandler writes the stacks until the next tick, even while C code holds the GIL
+                os.ftruncate(child.stacks_fd, 0)
+                child.signal(signal.SIGUSR1)
+                condemned[child] = task
+        self._condemned = condemned
+        return None
+
+    def _kill(self, child: Child, task: tuple[int, float], now: float) -> None:
+        slot, deadline = task
+        claim = child.assigned.get(slot)
+        stacks = read_stacks(child)
+        if overdue(child, now) != task:  # it ended just now
+            return
+        logger.error(
+            "Worker %d (pid %d) is killed: %s ran into its hard timeout %.1f s ago. It was at:\n%s",
+            child.number,
+            child.pid,
+            describe(claim.payload) if claim else "a task",
+            now - deadline,
+            stacks,
+        )
+        child.kill(Death(HARD, slot, deadline, stacks))
+
+
+def read_stacks(child: Child) -> str:
+    """Return what faulthandler wrote last."""
+    return os.pread(child.stacks_fd, STACKS, 0).decode(errors="replace")

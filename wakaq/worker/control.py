@@ -1,0 +1,56 @@
+"""The control thread of a worker: hears the supervisor, also while a task computes. Not for running anything."""
+
+import threading
+import time
+
+from wakaq.frames import Assign, Channel, Ping, Recall, Recalled, Stop
+from wakaq.worker.async_runner import AsyncRunner
+from wakaq.worker.executor import Executor, Item
+from wakaq.worker.orphan import Orphan
+
+
+class Control(threading.Thread):
+    """The thread; ends some time after the supervisor's Stop, or when the supervisor is gone and all is settled."""
+
+    def __init__(self, channel: Channel, executor: Executor, worker_id: str) -> None:
+        super().__init__(name="wakaq-control", daemon=True)
+        # This thread only.
+        self._channel = channel
+        self._executor = executor
+        self._worker_id = worker_id
+        self._runner = AsyncRunner(executor)
+        self._items: dict[int, Item] = {}  # by slot, until the slot is another message's
+
+        # Written here before the main thread is told to stop.
+        self.is_orphan = False
+
+    def run(self) -> None:
+        try:
+            while True:
+                for frame in self._channel.receive():
+                    self._hear(frame)
+        except EOFError:
+            if not self._executor.is_stopping:
+                self.is_orphan = True
+                Orphan(self._executor, self._worker_id, self._items).run()
+
+    def _hear(self, frame: object) -> None:
+        executor = self._executor
+        match frame:
+            case Assign(queue, lane, slots, payloads, is_urgent):
+                items = [Item(slot, queue, lane, p) for slot, p in zip(slots, payloads, strict=True)]
+                self._items.update(zip(slots, items, strict=True))
+                items = self._runner.take(items)
+                if items:
+                    executor.give(items, is_urgent=is_urgent)
+            case Recall():
+                slots = [item.slot for item in executor.take_back()]
+                for slot in slots:
+                    del self._items[slot]
+                self._channel.send(Recalled(slots))
+            case Ping():
+                executor.progress.pong_at = time.monotonic()
+                executor.flush()
+                executor.show()
+            case Stop():
+                executor.stop()
