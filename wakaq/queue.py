@@ -40,7 +40,7 @@ class Queue(Limits):
         retry_on: RetryOn | None = None,
         retry_delay: RetryDelay | None = None,
     ) -> None:
-        if not _NAME.fullmatch(str(name)):
+        if type(name) is not str or not _NAME.fullmatch(name):
             raise ConfigError(f"queue {name!r}: use letters, digits, '_', '-' and '.' in its name")
         owner = f"queue {name!r}"
         super().__init__(owner, soft_timeout, hard_timeout, max_retries, retry_on, retry_delay)

@@ -20,7 +20,10 @@ RetryDelay = Duration | Callable[[int], Duration]
 _LONGEST = 10**9  # seconds, 31 years: what every clock and timer can take
 _MOST_PERCENT = 99
 _DURATIONS = ("socket_timeout", "socket_connect_timeout", "health_check_interval", "wait_timeout")
-_NEVER_NONE = ("max_retries", "retry_on", "retry_delay", "max_mem_percent", *_DURATIONS)
+_OPTIONAL = {
+    *("url", "username", "password", "soft_timeout", "hard_timeout", "shutdown_timeout"),
+    *("max_mem_percent", "max_tasks_per_worker", "worker_log_file", "scheduler_log_file"),
+}
 _RANGES = {
     "port": (1, 65_535),
     "db": (0, 2**31),
@@ -178,8 +181,8 @@ class Settings:
         Raises:
             ConfigError: One of them is not valid.
         """
-        for name in _NEVER_NONE:
-            if options[name] is None and name != "max_mem_percent":
+        for name, value in options.items():
+            if value is None and name not in _OPTIONAL:
                 raise ConfigError(f"{name}=None: leave it out for the default")
         limits = Limits("WakaQ", *(options[one.name] for one in fields(Policy)))
         options |= {one.name: getattr(limits, one.name) for one in fields(Policy)}
@@ -188,9 +191,8 @@ class Settings:
         for name, (least, most) in _RANGES.items():
             integer(options[name], name, least, most)
         percent = options["max_mem_percent"]
-        if (
-            percent is not None
-            and not 1 <= (seconds(percent, "max_mem_percent") or 0) <= _MOST_PERCENT
+        if percent is not None and not (
+            type(percent) in {int, float} and 1 <= percent <= _MOST_PERCENT
         ):
             raise ConfigError(f"max_mem_percent={percent!r}: give a number from 1 to 99")
         cores = available_cores()
@@ -201,6 +203,8 @@ class Settings:
         check_format("log_format", options["log_format"])
         check_format("task_log_format", options["task_log_format"], in_task=True)
         check_prefix("prefix", options["prefix"])
+        if isinstance(options["exclude_queues"], str):
+            raise ConfigError(f"exclude_queues={options['exclude_queues']!r}: give a list of names")
         options["exclude_queues"] = tuple(options["exclude_queues"])
         _check_address(**options)
         return cls(**options)

@@ -32,9 +32,10 @@ class Task(Limits, Generic[P, R]):
     def __init__(
         self, app: Sender, function: Callable[P, R], queue: Queue | None, **limits: Any
     ) -> None:
-        self.name = _check_function(function)
-        super().__init__(f"task {self.name!r}", **limits)
-        functools.update_wrapper(self, function)
+        name = _check_function(function)
+        functools.update_wrapper(self, function)  # first: it copies whatever the function has set
+        super().__init__(f"task {name!r}", **limits)
+        self.name = name
         self.function = function
         self.queue = queue
         self.is_async = inspect.iscoroutinefunction(function)
