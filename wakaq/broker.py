@@ -4,17 +4,21 @@ State changes are Lua scripts, one file each in `wakaq/lua`, one method of the s
 whether a call may be repeated is known only to its caller.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
 import os
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.connection import Connection
@@ -59,13 +63,15 @@ class Broker:
         self.settings = settings
         self.queues = queues
         self.keys = Keys(settings.prefix)
-        self.client = _connect(settings)
+        self.client: redis.Redis = _connect(redis.Redis, Retry(NoBackoff(), 0), settings)
+        # Event loop -> its own client, and what closes it with the loop.
+        self._async_clients: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
         self._local = threading.local()
         self._scripts: dict[str, Script] = {}
         # The start of an RPUSH to each queue, packed once: the hot path of `.delay()` only appends the payload.
         self._heads: dict[str, bytes] = {}
 
-    # -- producers ---------------------------------------------------------------------------------------------------
+    # -- producers ---------------------------------------------------------------------------------
 
     def enqueue(self, queue: Queue, payload: bytes) -> None:
         """Append a payload to its queue."""
@@ -75,7 +81,8 @@ class Broker:
             head = b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$" % (len(key), key)
             self._heads[queue.name] = head
         with self._connection() as connection:
-            connection.send_packed_command([b"%b%d\r\n%b\r\n" % (head, len(payload), payload)])
+            command = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
+            connection.send_packed_command([command])  # type: ignore[no-untyped-call]
             connection.read_response()
 
     @contextlib.contextmanager
@@ -106,9 +113,23 @@ class Broker:
         """Enqueue many calls in few round trips, all of them or none."""
         if not calls:
             return
-        with self.client.pipeline(transaction=True) as pipe:
+        with self.client.pipeline(transaction=len(calls) > 1) as pipe:
             self._pipe(pipe, calls)
             pipe.execute()
+
+    async def aenqueue_all(self, calls: Sequence[Call]) -> None:
+        """Do the same without blocking the running event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._async_clients:
+            retry = AsyncRetry(NoBackoff(), 0)
+            client = _connect(redis.asyncio.Redis, retry, self.settings)
+            keeper = _close_with_loop(client)
+            self._async_clients[loop] = client, keeper
+            await anext(keeper)
+        client, _ = self._async_clients[loop]
+        async with client.pipeline(transaction=len(calls) > 1) as pipe:
+            self._pipe(pipe, calls)
+            await pipe.execute()
 
     def _pipe(self, pipe: Any, calls: Sequence[Call]) -> None:
         waiting: dict[str, list[bytes]] = {}
@@ -125,9 +146,9 @@ class Broker:
 
     def publish(self, payload: bytes) -> int:
         """Broadcast a payload; returns how many supervisors are listening."""
-        return cast(int, self.client.publish(self.keys.broadcast(), payload))
+        return self.client.publish(self.keys.broadcast(), payload)
 
-    # -- supervisors: claims -----------------------------------------------------------------------------------------
+    # -- supervisors: claims -----------------------------------------------------------------------
 
     def lane(self, queue: Queue, worker_id: str, number: int) -> Lane:
         return Lane(worker_id, queue, number, self.keys.inflight(queue, worker_id, number))
@@ -167,10 +188,15 @@ class Broker:
     def wait_and_claim(self, lane: Lane) -> bytes | None:
         """Block until a payload is in the lane's queue, at most `wait_timeout` seconds, and claim it."""
         key = self.keys.queue(lane.queue)
-        timeout = self.settings.wait_timeout
-        return cast("bytes | None", self.client.blmove(key, lane.key, timeout, "LEFT", "RIGHT"))
+        # Not blmove(), whose types know no fractions of seconds.
+        command = ("BLMOVE", key, lane.key, "LEFT", "RIGHT", self.settings.wait_timeout)
+        return cast(
+            "bytes | None", self.client.execute_command(*command)
+        )  # blmove() takes no fractions of seconds
 
-    def inflight(self, worker_id: str, lanes: Sequence[Lane]) -> tuple[int | None, list[list[bytes]]]:
+    def inflight(
+        self, worker_id: str, lanes: Sequence[Lane]
+    ) -> tuple[int | None, list[list[bytes]]]:
         """Return the number of the supervisor's last turn, None if it is not registered, and what its lanes hold."""
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hget(self.keys.turns(self.queues[0]), worker_id)
@@ -187,11 +213,11 @@ class Broker:
 
     def subscribe(self) -> Any:
         """Return a subscription to the broadcasts, on a connection of its own."""
-        subscription = self.client.pubsub(ignore_subscribe_messages=True)
+        subscription = self.client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         subscription.subscribe(self.keys.broadcast())
         return subscription
 
-    # -- supervisors: lease ------------------------------------------------------------------------------------------
+    # -- supervisors: lease ------------------------------------------------------------------------
 
     def register(self, worker_id: str, entry: Mapping[str, object]) -> None:
         """Announce a supervisor, before its first claim."""
@@ -230,18 +256,20 @@ class Broker:
     def rescue(self, lane: Lane, pairs: Sequence[tuple[bytes, bytes]]) -> int:
         """Requeue payloads of a dead supervisor's lane, each as its second form; returns how many were still there."""
         keys = [lane.key, self.keys.queue(lane.queue), self.keys.stats(lane.queue)]
-        return cast(int, self._script("rescue")(keys=keys, args=[p for pair in pairs for p in pair]))
+        return cast(
+            int, self._script("rescue")(keys=keys, args=[p for pair in pairs for p in pair])
+        )
 
     def adopt(self, lane: Lane, own: Lane, payload: bytes) -> bool:
         """Move a payload from a dead supervisor's lane to an orphan's; False if it was rescued before."""
         keys = [lane.key, own.key, self.keys.stats(lane.queue)]
         return bool(self._script("rescue")(keys=keys, args=[payload, payload]))
 
-    # -- the scheduler -----------------------------------------------------------------------------------------------
+    # -- the scheduler -----------------------------------------------------------------------------
 
     def time(self) -> float:
         """Return the server's unix time in seconds."""
-        seconds, microseconds = cast("tuple[int, int]", self.client.time())
+        seconds, microseconds = self.client.time()
         return seconds + microseconds / 1e6
 
     def fire(self, queue: Queue, identity: str, tick: float, payload: bytes, remember: int) -> bool:
@@ -249,7 +277,7 @@ class Broker:
         keys = [self.keys.cron(queue, identity), self.keys.queue(queue)]
         return bool(self._script("fire")(keys=keys, args=[f"{tick:.6f}", payload, remember]))
 
-    # -- plumbing ----------------------------------------------------------------------------------------------------
+    # -- plumbing ----------------------------------------------------------------------------------
 
     def _script(self, name: str) -> Script:
         script = self._scripts.get(name)
@@ -264,36 +292,47 @@ class Broker:
         self.client.close()
 
 
+async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
+    """Close a client when its event loop ends, which closes the generators that were begun on it."""
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
 def backoff(failures: int) -> float:
     """Return how long to wait after so many failures in a row: doubling, with jitter so that a fleet spreads out."""
-    return random.uniform(0.5, 1.0) * min(0.05 * 2 ** min(failures, 10), LONGEST_BACKOFF)  # noqa: S311 - no secret
+    longest = min(0.05 * 2.0 ** min(failures, 10), LONGEST_BACKOFF)
+    return random.uniform(0.5, 1.0) * longest  # noqa: S311 - no secret
 
 
 def _source(name: str) -> str:
     source = _SOURCES.get(name)
     if source is None:
-        source = _SOURCES[name] = (resources.files("wakaq") / "lua" / f"{name}.lua").read_text("utf-8")
+        source = _SOURCES[name] = (resources.files("wakaq") / "lua" / f"{name}.lua").read_text(
+            "utf-8"
+        )
     return source
 
 
 _SOURCES: dict[str, str] = {}
 
 
-def _connect(settings: Settings) -> redis.Redis:
+def _connect(kind: Any, retry: Any, settings: Settings) -> Any:
+    """Make a client, sync or async, that repeats nothing by itself."""
     options: dict[str, Any] = {
         "socket_timeout": settings.socket_timeout,
         "socket_connect_timeout": settings.socket_connect_timeout,
         "health_check_interval": settings.health_check_interval,
-        "retry": Retry(NoBackoff(), 0),
+        "retry": retry,
         "protocol": 2,
     }
     if settings.url is None:
         names = ("host", "port", "username", "password", "db")
-        return redis.Redis(**options, **{name: getattr(settings, name) for name in names})
+        return kind(**options, **{name: getattr(settings, name) for name in names})
     if settings.url.startswith("unix:"):
         del options["socket_connect_timeout"]
     try:
-        return redis.Redis.from_url(settings.url, **options)
+        return kind.from_url(settings.url, **options)
     except ValueError as error:
-        msg = f"url={settings.url!r} cannot be used: {error}; write redis://, rediss:// or unix://"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"url cannot be used: {error}") from error

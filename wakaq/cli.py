@@ -17,7 +17,11 @@ from wakaq.supervisor.supervisor import Supervisor
 USER_ERROR = 2  # exit status
 
 app_option = click.option(
-    "--app", "path", required=True, metavar="MODULE.VARIABLE", help="The application, such as shop.tasks.wakaq."
+    "--app",
+    "path",
+    required=True,
+    metavar="MODULE.VARIABLE",
+    help="The application, such as shop.tasks.wakaq.",
 )
 
 
@@ -37,12 +41,15 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except WakaQError as error:
             fail(str(error))
         except RedisError as error:
-            fail(f"Redis cannot be used: {error}; check the app's url, host, port and password, and that it runs")
+            fail(
+                f"Redis cannot be used: {error}; check the app's url, host, port and password, and that it runs"
+            )
 
     return run
 
 
 def fail(message: str) -> NoReturn:
+    """End with one line."""
     click.echo(f"wakaq: {message}", err=True)
     sys.exit(USER_ERROR)
 
@@ -57,5 +64,10 @@ def worker(path: str) -> None:
     """
     app: WakaQ = load(path)
     settings = app.settings
-    configure(settings.worker_log_level, settings.worker_log_file, settings.log_format, settings.task_log_format)
+    configure(
+        settings.worker_log_level,
+        settings.worker_log_file,
+        settings.log_format,
+        settings.task_log_format,
+    )
     sys.exit(Supervisor(app, path, lambda *_: []).run())

@@ -2,9 +2,9 @@
 
 import difflib
 import importlib
-import os
 import sys
 import traceback
+from pathlib import Path
 
 from wakaq.app import WakaQ
 from wakaq.errors import ConfigError
@@ -18,17 +18,22 @@ def load(path: str) -> WakaQ:
     Raises:
         ConfigError: There is no such application, or its import fails.
     """
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     module_name, _, variable = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_name or not variable:
-        raise ConfigError(f"--app={path!r}: write package.module.variable, such as shop.tasks.wakaq")
+        raise ConfigError(
+            f"--app={path!r}: write package.module.variable, such as shop.tasks.wakaq"
+        )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise _import_failed(path, error) from error
-        raise ConfigError(f"--app={path!r}: no module named {error.name!r} in {os.getcwd()} or installed") from error
+        raise ConfigError(
+            f"--app={path!r}: no module named {error.name!r} in {here} or installed"
+        ) from error
     # Broad: it is the application's code, which may raise anything; what it was is said in one line.
     except Exception as error:
         raise _import_failed(path, error) from error
@@ -39,7 +44,11 @@ def load(path: str) -> WakaQ:
     apps = [name for name, value in vars(module).items() if isinstance(value, WakaQ)]
     near = difflib.get_close_matches(variable, apps, 1, 0.0)
     remedy = f"did you mean {module_name}.{near[0]}?" if near else "the module has no WakaQ(...)"
-    what = "there is no such variable" if found is None else f"it is no WakaQ but {type(found).__name__}"
+    what = (
+        "there is no such variable"
+        if found is None
+        else f"it is no WakaQ but {type(found).__name__}"
+    )
     raise ConfigError(f"--app={path!r}: {what}; {remedy}")
 
 

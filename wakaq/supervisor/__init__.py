@@ -5,7 +5,7 @@ thread          owns                                                   speaks to
 ==============  =====================================================  ==========================================
 main            spawning, reaping, signals, the order of shutdown      dispatcher (Joined, Ended, Drain, Finish)
 dispatcher      every claim, the children's capacity, all frames in    Redis, children, main (Booted, Gone, …)
-watcher ×queue  one blocking call for new work                         Redis, dispatcher (Arrived, Doubt)
+watchers        one blocking call for new work                         Redis, dispatcher (Arrived, Doubt)
 heartbeat       who has not answered since when                        children (Ping), `Child.kill`
 timeouts        who is to be killed for its task                       `Child.signal`, `Child.kill`
 memory          the victim                                             dispatcher (Retire), `Child.kill`

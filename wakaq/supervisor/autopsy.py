@@ -63,12 +63,16 @@ def _judge(child: Child, slot: int, claim: Claim, max_redeliveries: int, worker:
         if death.slot == slot and death.deadline == child.progress.hard_deadlines[slot]:
             letter = Letter(payload, HARD_TIMEOUT, death.stacks, worker)
             return Settlement(lane, "dead", [payload], letter.encode())
-        return Settlement(lane, "requeue", [payload])  # it shared its worker with the task that was meant
+        return Settlement(
+            lane, "requeue", [payload]
+        )  # it shared its worker with the task that was meant
     if death and death.reason == SHUTDOWN:
         return Settlement(lane, "requeue", [payload])
     try:
         message = Message.decode(payload)
-    except NotAMessage:  # decoded by the worker, so not to be: but a garbled one must not end the dispatcher
+    except (
+        NotAMessage
+    ):  # decoded by the worker, so not to be: but a garbled one must not end the dispatcher
         return Settlement(lane, "requeue", [payload])
     redelivered = message.redelivered + 1
     if redelivered > max_redeliveries:

@@ -17,9 +17,13 @@ from wakaq.frames import ASSIGNED, SLOTS, Channel, Progress
 from wakaq.turn import Claim
 
 MOST_AHEAD = 256  # sync tasks assigned at once
-LONG = 0.05  # seconds; behind a task that takes longer nothing waits, so that priorities stay strict
+LONG = (
+    0.05  # seconds; behind a task that takes longer nothing waits, so that priorities stay strict
+)
 LAST_BREATH = 1.0  # seconds between the end of a worker's channel and that of its process
-HORIZON = 0.005  # seconds of work that short tasks are assigned ahead, besides the round trip to Redis
+HORIZON = (
+    0.005  # seconds of work that short tasks are assigned ahead, besides the round trip to Redis
+)
 
 
 class Death(NamedTuple):
@@ -34,7 +38,14 @@ class Death(NamedTuple):
 class Child:
     """One worker process."""
 
-    def __init__(self, number: int, process: BaseProcess, channel: Channel, progress: Progress, stacks_fd: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        process: BaseProcess,
+        channel: Channel,
+        progress: Progress,
+        stacks_fd: int,
+    ) -> None:
         # Fixed at spawn.
         self.number = number
         self.process = process
@@ -44,7 +55,9 @@ class Child:
         self.stacks_fd = stacks_fd
         self.spawned_at = time.monotonic()
         # Readable when the process has ended, whether or not the fork server lives to tell.
-        self.end_fd: int = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else process.sentinel
+        self.end_fd: int = (
+            os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else process.sentinel
+        )
 
         # Dispatcher thread only; other threads may look at a slot's claim.
         self.assigned: dict[int, Claim] = {}
@@ -68,7 +81,7 @@ class Child:
         self._lock = threading.Lock()
         self._is_reaped = False
 
-    # -- capacity (dispatcher thread) --------------------------------------------------------------------------------
+    # -- capacity (dispatcher thread) --------------------------------------------------------------
 
     @property
     def waiting(self) -> int:
@@ -87,7 +100,9 @@ class Child:
     def observe(self, count: int, busy: float) -> None:
         """Learn from `count` tasks that took `busy` seconds together how many to assign ahead."""
         mean, weight = busy / count, min(0.5, 0.1 * count)
-        self._average = mean if self._average is None else self._average + weight * (mean - self._average)
+        self._average = (
+            mean if self._average is None else self._average + weight * (mean - self._average)
+        )
 
     def sync_room(self, round_trip: float) -> int:
         """Return how many sync tasks to give it now; 0 while it still has half of what it should have."""
@@ -127,7 +142,19 @@ class Child:
         self.async_slots.difference_update(slots)
         return [self.assigned.pop(slot) for slot in slots]
 
-    # -- signals (any thread) ----------------------------------------------------------------------------------------
+    def recalled(self, slots: list[int]) -> list[Claim]:
+        """Forget what it gave back, and return the claims."""
+        self.is_recalling = False
+        if self.left is not None:
+            self.left += len(slots)
+        return self.take_back(slots)
+
+    def has_begun_its_last(self) -> bool:
+        """Whether it was assigned its last task, so that nothing can come back for it to run instead."""
+        is_last = self.left == 0 and self.waiting <= 1
+        return is_last and not self.is_recalling and not self.is_retiring
+
+    # -- signals (any thread) ----------------------------------------------------------------------
 
     def signal(self, number: int) -> None:
         """Send a signal to the worker, if it still lives."""

@@ -59,10 +59,14 @@ class Finish(NamedTuple):
 
 # What the dispatcher posts to the main thread.
 class Booted(NamedTuple):
+    """A worker is ready."""
+
     child: Child
 
 
 class BootFailed(NamedTuple):
+    """A worker says why it cannot start."""
+
     child: Child
     reason: str
 
@@ -74,9 +78,13 @@ class Retiring(NamedTuple):
 
 
 class Gone(NamedTuple):
+    """A worker has ended, and what it had is settled; `victims` are the tasks that it was running."""
+
     child: Child
     victims: list[str]
 
 
 class Crashed(NamedTuple):
+    """The dispatcher itself failed."""
+
     error: BaseException

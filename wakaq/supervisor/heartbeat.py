@@ -70,7 +70,16 @@ class Heartbeat(Service):
         if running := running_tasks(child):
             if is_news:
                 names = ", ".join(name for _, name in running)
-                logger.warning("Worker %d (pid %d) does not answer while it runs %s", child.number, child.pid, names)
+                logger.warning(
+                    "Worker %d (pid %d) does not answer while it runs %s",
+                    child.number,
+                    child.pid,
+                    names,
+                )
         else:
-            logger.error("Worker %d (pid %d) does not answer and runs nothing: killing it", child.number, child.pid)
+            logger.error(
+                "Worker %d (pid %d) does not answer and runs nothing: killing it",
+                child.number,
+                child.pid,
+            )
             child.kill(Death("it did not answer"))

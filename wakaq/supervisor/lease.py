@@ -4,6 +4,7 @@ No clocks of two machines are compared. An observer counts only time in which it
 stood still: so an outage, or a failover, never makes live supervisors rob each other.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -38,7 +39,14 @@ class Lease(Service):
     name = "lease"
     interval = BEAT
 
-    def __init__(self, app: WakaQ, broker: Broker, outage: Outage, describe: Callable[[], Any], term: float = TERM) -> None:
+    def __init__(
+        self,
+        app: WakaQ,
+        broker: Broker,
+        outage: Outage,
+        describe: Callable[[], Any],
+        term: float = TERM,
+    ) -> None:
         """Prepare the thread.
 
         Args:
@@ -64,7 +72,7 @@ class Lease(Service):
         # Supervisor id -> its heartbeat, and for how long we saw it stand still.
         self._seen: dict[str, tuple[Any, float]] = {}
 
-    # -- this supervisor ---------------------------------------------------------------------------------------------
+    # -- this supervisor ---------------------------------------------------------------------------
 
     def register(self) -> str:
         """Announce this supervisor under a new id, which is returned."""
@@ -92,7 +100,7 @@ class Lease(Service):
             "children": self._describe(),
         }
 
-    # -- the thread --------------------------------------------------------------------------------------------------
+    # -- the thread --------------------------------------------------------------------------------
 
     def tick(self, now: float) -> float | None:
         worker_id = self.worker_id
@@ -121,7 +129,11 @@ class Lease(Service):
             if field.startswith(BURIED):
                 self._visit(field, entry, still)
             elif still >= self._term:
-                logger.warning("Supervisor %s has not moved for %.0f s: it is dead, rescuing its tasks", field, still)
+                logger.warning(
+                    "Supervisor %s has not moved for %.0f s: it is dead, rescuing its tasks",
+                    field,
+                    still,
+                )
                 self.rescue(field, raw)
         self._seen = seen
 
@@ -131,7 +143,7 @@ class Lease(Service):
         if still >= TOMBSTONE:
             self._broker.forget(field)
 
-    # -- rescue ------------------------------------------------------------------------------------------------------
+    # -- rescue ------------------------------------------------------------------------------------
 
     def rescue_neighbours(self) -> None:
         """Rescue at once from supervisors of this host whose process is gone."""
@@ -150,12 +162,16 @@ class Lease(Service):
     def _empty_lanes(self, worker_id: str, entry: dict[str, Any]) -> None:
         count = entry.get("concurrency")
         names = entry.get("queues")
-        queues = [self._queue(name) for name in names] if isinstance(names, list) else self._app.queues
+        queues = (
+            [self._queue(name) for name in names] if isinstance(names, list) else self._app.queues
+        )
         lanes = [
             self._broker.lane(queue, worker_id, number)
             for queue in queues
             if queue is not None
-            for number in range((count if isinstance(count, int) else self._app.settings.concurrency) + 1)
+            for number in range(
+                (count if isinstance(count, int) else self._app.settings.concurrency) + 1
+            )
         ]
         _, contents = self._broker.inflight(worker_id, lanes)
         for lane, payloads in zip(lanes, contents, strict=True):
@@ -215,11 +231,9 @@ def _sanitize(host: str) -> str:
 def _host_identity() -> str:
     """Return what tells apart machines, their boots, and containers: a pid means something only within all three."""
     parts = [socket.gethostname()]
-    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), lambda: os.readlink("/proc/self/ns/pid")):
-        try:
-            parts.append(read())
-        except OSError:  # not Linux
-            continue
+    with contextlib.suppress(OSError):  # not Linux
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
 
 

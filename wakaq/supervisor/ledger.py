@@ -62,7 +62,7 @@ class Ledger:
     def add(self, settlements: Iterable[Settlement]) -> None:
         self._pending += [s for s in settlements if s.lane is not None]
 
-    def turn(self, wants: Sequence[tuple[int, int]], now: float) -> list[Claim]:
+    def turn(self, wants: Sequence[tuple[int, int]]) -> list[Claim]:
         """Settle what is pending, and claim: `wants` are pairs of a child's number and how many payloads it can take."""
         self._tried += 1
         carried = len(self._pending)
@@ -102,13 +102,7 @@ class Ledger:
             del self._pending[: self._attempts[last_turn]]
             self._attempts.clear()
         self._last_turn = last_turn
-        expected: dict[Lane, Counter[bytes]] = defaultdict(Counter)
-        for claim in known:
-            if claim.lane is not None:
-                expected[claim.lane][claim.payload] += 1
-        for settlement in self._pending:
-            if settlement.lane is not None:
-                expected[settlement.lane].update(settlement.payloads)
+        expected = self._expected(known)
         for lane, payloads in zip(lanes, contents, strict=True):
             strays = list((Counter(payloads) - expected[lane]).elements())
             if strays:
@@ -116,3 +110,14 @@ class Ledger:
         self.is_in_doubt = False
         # Once more when a call that was cut off can no longer claim, and then now and then.
         self.compare_at = self._calm_at if now < self._calm_at else now + INTERVAL
+
+    def _expected(self, known: Iterable[Claim]) -> dict[Lane, Counter[bytes]]:
+        """Return what the lanes hold if the server has seen all that we have."""
+        expected: dict[Lane, Counter[bytes]] = defaultdict(Counter)
+        for lane, payload in known:
+            if lane is not None:
+                expected[lane][payload] += 1
+        for settlement in self._pending:
+            if settlement.lane is not None:
+                expected[settlement.lane].update(settlement.payloads)
+        return expected

@@ -1,5 +1,6 @@
 """The main thread: starts, reaps and replaces workers, and handles signals. Not for claims: those are the dispatcher's."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -23,7 +24,17 @@ from wakaq.supervisor.autopsy import SHUTDOWN, running_tasks
 from wakaq.supervisor.broadcast import Broadcast
 from wakaq.supervisor.child import Child, Death
 from wakaq.supervisor.dispatcher import Dispatcher
-from wakaq.supervisor.events import Booted, BootFailed, Crashed, Drain, Ended, Finish, Gone, Joined, Retiring
+from wakaq.supervisor.events import (
+    Booted,
+    BootFailed,
+    Crashed,
+    Drain,
+    Ended,
+    Finish,
+    Gone,
+    Joined,
+    Retiring,
+)
 from wakaq.supervisor.heartbeat import Heartbeat
 from wakaq.supervisor.lease import Lease
 from wakaq.supervisor.memory import Memory, rss
@@ -50,7 +61,9 @@ LONGEST_DELAY = 30.0  # seconds between starts of workers that die while they bo
 class Supervisor:
     """The parent process that `wakaq-worker` runs; `run` returns the exit status."""
 
-    def __init__(self, app: WakaQ, path: str, more_services: Callable[[Broker, Outage], Sequence[Service]]) -> None:
+    def __init__(
+        self, app: WakaQ, path: str, more_services: Callable[[Broker, Outage], Sequence[Service]]
+    ) -> None:
         # Fixed.
         self._app = app
         self._path = path
@@ -83,9 +96,13 @@ class Supervisor:
         served = [queue for queue in app.queues if queue.name not in app.settings.exclude_queues]
         # Those that bring work, and end first; then those that guard it, and end last.
         self._bringing: list[Service] = [
-            Watcher(self._broker, queue, self._dispatcher, outage, self._lease.is_fresh) for queue in served
+            Watcher(self._broker, queue, self._dispatcher, outage, self._lease.is_fresh)
+            for queue in served
         ]
-        self._bringing += [Promoter(self._broker, outage), Broadcast(self._broker, self._dispatcher, outage)]
+        self._bringing += [
+            Promoter(self._broker, outage),
+            Broadcast(self._broker, self._dispatcher, outage),
+        ]
         self._bringing += more_services(self._broker, outage)
         self._guarding: list[Service] = [
             self._lease,
@@ -94,10 +111,12 @@ class Supervisor:
         ]
         self._memory: Memory | None = None
         if app.settings.max_mem_percent is not None:
-            self._memory = Memory(self._read_children, self._dispatcher.post, app.settings.max_mem_percent, outage)
+            self._memory = Memory(
+                self._read_children, self._dispatcher.post, app.settings.max_mem_percent, outage
+            )
             self._guarding.append(self._memory)
 
-    # -- any thread --------------------------------------------------------------------------------------------------
+    # -- any thread --------------------------------------------------------------------------------
 
     def _tell(self, event: Any) -> None:
         """Post to the main thread; also called by signal handlers, as both steps are reentrant."""
@@ -127,7 +146,7 @@ class Supervisor:
             for child in self._children
         ]
 
-    # -- life --------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Supervise until a signal, or a failure that cannot heal.
@@ -182,12 +201,16 @@ class Supervisor:
                 self._bury(child, victims)
             case Crashed(error):
                 self._crash(error)
+            case _:
+                raise AssertionError(event)
 
     def _keep_time(self, now: float) -> None:
         if now - self._titled_at >= TITLE_EVERY:
             self._titled_at = now
             busy = sum(1 for child in self._children if child.assigned)
-            set_title(f"wakaq-worker: supervisor {self._path} {len(self._children)} workers, {busy} busy")
+            set_title(
+                f"wakaq-worker: supervisor {self._path} {len(self._children)} workers, {busy} busy"
+            )
             for child in self._children:
                 if child.stopped_at is not None and now - child.stopped_at > EXIT_GRACE:
                     child.kill(Death("it did not exit"))
@@ -197,9 +220,11 @@ class Supervisor:
         if self._stacks_at is not None and now >= self._stacks_at:
             self._stacks_at = None
             for child in self._children:
-                logger.warning("Stacks of worker %d (pid %d):\n%s", child.number, child.pid, read_stacks(child))
+                logger.warning(
+                    "Stacks of worker %d (pid %d):\n%s", child.number, child.pid, read_stacks(child)
+                )
 
-    # -- signals -----------------------------------------------------------------------------------------------------
+    # -- signals -----------------------------------------------------------------------------------
 
     def _install_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
@@ -243,7 +268,7 @@ class Supervisor:
     def _finish(self) -> None:
         """End the threads, then leave the registry, unless something was left in flight that others have to rescue."""
         patience = self._app.settings.wait_timeout + 1
-        has_ended = all([service.join(patience) for service in self._bringing])
+        has_ended = all(service.join(patience) for service in self._bringing)
         self._dispatcher.post(Finish(time.monotonic() + SETTLE_GRACE))
         self._dispatcher.join()
         for service in self._guarding:
@@ -251,15 +276,19 @@ class Supervisor:
         for service in self._guarding:
             service.join(patience)
         if not has_ended or not self._dispatcher.ledger.is_settled:
-            logger.error("Redis is away: what was in flight is left to be rescued, and may run twice")
+            logger.error(
+                "Redis is away: what was in flight is left to be rescued, and may run twice"
+            )
             return
         try:
             self._lease.unregister()
         except OUTAGES as error:
-            logger.warning("Redis is away, others will remove this supervisor from the registry: %s", error)
+            logger.warning(
+                "Redis is away, others will remove this supervisor from the registry: %s", error
+            )
         logger.info("Stopped")
 
-    # -- workers -----------------------------------------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------
 
     def _prepare_forkserver(self) -> None:
         os.environ[APP_VARIABLE] = self._path
@@ -275,7 +304,10 @@ class Supervisor:
             _, number = self._vacancies.pop(0)
             try:
                 self._spawn(number)
-            except (OSError, EOFError) as error:  # no memory, no descriptors, or a fork server that has just died
+            except (
+                OSError,
+                EOFError,
+            ) as error:  # no memory, no descriptors, or a fork server that has just died
                 logger.error("Worker %d cannot be forked, trying again: %s", number, error)  # noqa: TRY400 - no bug
                 self._vacancies.append((now + 1.0, number))
                 return
@@ -283,13 +315,15 @@ class Supervisor:
     def _spawn(self, number: int) -> None:
         """Start a worker; the one place that starts processes."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours.settimeout(0)
         progress = Progress()
         # Without a name, and written at its end however often it is emptied.
         with tempfile.TemporaryFile(mode="a+b") as stacks:
             file = InheritedFile(stacks.fileno())
             spec = Spec(self._path, number, self._lease.worker_id, theirs, progress.memory, file)
-            process = self._context.Process(target=main, args=(spec,), name=f"wakaq-worker-{number}")
+            process = self._context.Process(
+                target=main, args=(spec,), name=f"wakaq-worker-{number}"
+            )
             try:
                 process.start()
             except BaseException:
@@ -305,10 +339,8 @@ class Supervisor:
     def _bury(self, child: Child, victims: list[str]) -> None:
         """Reap a worker, and see to its replacement."""
         self._children = [other for other in self._children if other is not child]
-        try:
+        with contextlib.suppress(KeyError):  # its end was seen before
             self._selector.unregister(child.end_fd)
-        except KeyError:
-            pass
         status = child.reap()
         deaths.report(child, status, victims)
         if self._is_draining or child.has_replacement:

@@ -17,7 +17,12 @@ class Watcher(Service):
     interval = 0.0
 
     def __init__(
-        self, broker: Broker, queue: Queue, dispatcher: Dispatcher, outage: Outage, holds_lease: Callable[[], bool]
+        self,
+        broker: Broker,
+        queue: Queue,
+        dispatcher: Dispatcher,
+        outage: Outage,
+        holds_lease: Callable[[], bool],
     ) -> None:
         self.name = f"watcher-{queue.name}"
         super().__init__(outage)

@@ -1,5 +1,4 @@
-"""A worker process: a main thread that runs sync tasks, a control thread that talks to the supervisor, and, where the
-application has async tasks, a thread with their event loop.
+"""A worker process: one file a thread, and what they share.
 
 ==============  =====================================================  ==========================================
 thread          owns                                                   speaks to

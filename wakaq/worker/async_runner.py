@@ -46,7 +46,9 @@ class AsyncRunner:
         if ours:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="wakaq-async", daemon=True).start()
+                threading.Thread(
+                    target=self._loop.run_forever, name="wakaq-async", daemon=True
+                ).start()
             self._loop.call_soon_threadsafe(self._start, ours)
         return [item for item in items if item not in ours] if ours else items
 
@@ -70,13 +72,13 @@ class AsyncRunner:
         progress.states[slot] = STARTED
         if policy.hard_timeout:
             progress.hard_deadlines[slot] = time.monotonic() + policy.hard_timeout
-        error = await self._call(task, message, policy.soft_timeout)
+        failure = await self._call(task, message, policy.soft_timeout)
         progress.hard_deadlines[slot] = 0.0
-        if error is None:
+        if failure is None:
             executor.finished(slot)
             self._flush_soon()
         else:
-            executor.settle(slot, failed(item.payload, message, policy, error, executor.name))
+            executor.settle(slot, failed(item.payload, message, policy, failure, executor.name))
 
     def _flush_soon(self) -> None:
         """Report what returns in this round of the loop together."""
@@ -88,13 +90,17 @@ class AsyncRunner:
         self._is_flush_due = False
         self._executor.flush()
 
-    async def _call(self, task: Task[..., Any], message: Message, soft: float | None) -> BaseException | None:
+    async def _call(
+        self, task: Task[..., Any], message: Message, soft: float | None
+    ) -> BaseException | None:
         """Run a task with its hooks; returns what it raised."""
         error: BaseException | None = None
         try:
             for hook in self._app.before_task_started_hooks:
                 await _complete(hook)
-            error = await self._interruptible(self._app.callable_for(task)(*message.args, **message.kwargs), soft)
+            error = await self._interruptible(
+                self._app.callable_for(task)(*message.args, **message.kwargs), soft
+            )
         # Broad, and wider than Exception: whatever a task raises is that task's, and the loop goes on with the others.
         except BaseException as caught:  # noqa: BLE001
             error = caught

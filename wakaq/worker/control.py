@@ -38,7 +38,9 @@ class Control(threading.Thread):
         executor = self._executor
         match frame:
             case Assign(queue, lane, slots, payloads, is_urgent):
-                items = [Item(slot, queue, lane, p) for slot, p in zip(slots, payloads, strict=True)]
+                items = [
+                    Item(slot, queue, lane, p) for slot, p in zip(slots, payloads, strict=True)
+                ]
                 self._items.update(zip(slots, items, strict=True))
                 items = self._runner.take(items)
                 if items:
@@ -54,3 +56,5 @@ class Control(threading.Thread):
                 executor.show()
             case Stop():
                 executor.stop()
+            case _:
+                raise AssertionError(frame)

@@ -38,7 +38,9 @@ class Item(NamedTuple):
 class Executor:
     """The main thread's loop; `give`, `take_back`, `flush` and `stop` are for the others."""
 
-    def __init__(self, app: WakaQ, number: int, name: str, channel: Channel, progress: Progress) -> None:
+    def __init__(
+        self, app: WakaQ, number: int, name: str, channel: Channel, progress: Progress
+    ) -> None:
         # Fixed.
         self.app = app
         self.number = number
@@ -61,7 +63,7 @@ class Executor:
         self._titled_at = 0.0
         self._is_armed = False
 
-    # -- any thread --------------------------------------------------------------------------------------------------
+    # -- any thread --------------------------------------------------------------------------------
 
     def give(self, items: Iterable[Item], *, is_urgent: bool = False) -> None:
         if is_urgent:
@@ -115,7 +117,7 @@ class Executor:
         what = f"running {running.name}" if running else "idle"
         set_title(f"wakaq-worker: worker {self.number} {what}")
 
-    # -- main thread -------------------------------------------------------------------------------------------------
+    # -- main thread -------------------------------------------------------------------------------
 
     def install_signals(self) -> None:
         signal.signal(signal.SIGUSR2, self._interrupt)
@@ -161,14 +163,14 @@ class Executor:
             self.show()
         current.set(message)
         self.progress.begin(slot, now, policy.soft_timeout, policy.hard_timeout)
-        error = self._call(task, message)
+        failure = self._call(task, message)
         ended = time.monotonic()
-        if error is None:
+        if failure is None:
             self.finished(slot)
             self.progress.end()
         else:
             self.progress.end()
-            self.settle(slot, failed(payload, message, policy, error, self.name))
+            self.settle(slot, failed(payload, message, policy, failure, self.name))
         self.running = None
         current.set(None)
         self._timed += 1
@@ -201,7 +203,9 @@ class Executor:
                 logger.exception("after_task_finished hook %s failed", hook)
         return error
 
-    def _interruptible(self, function: Callable[..., Any], message: Message) -> BaseException | None:
+    def _interruptible(
+        self, function: Callable[..., Any], message: Message
+    ) -> BaseException | None:
         """Call the task's function: the only code that a SoftTimeout may hit."""
         has_returned = False
         try:
@@ -217,7 +221,7 @@ class Executor:
             return None if has_returned else error
         return None
 
-    # -- soft timeouts (signal handler, main thread) -----------------------------------------------------------------
+    # -- soft timeouts (signal handler, main thread) -----------------------------------------------
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
         """Raise SoftTimeout in the running task, if it is this one's deadline that has passed."""

@@ -4,6 +4,7 @@ The orphan registers as a supervisor of its own, moves what it is running into a
 has not begun. So others can rescue all the rest at once, and what still runs here is not run twice.
 """
 
+import functools
 import logging
 import os
 import queue as queues
@@ -57,7 +58,9 @@ class Orphan:
         return {
             slot: item
             for slot, item in self._items.items()
-            if slot not in unstarted and states[slot] in {ASSIGNED, STARTED, FINISHED} and item.queue >= 0
+            if slot not in unstarted
+            and states[slot] in {ASSIGNED, STARTED, FINISHED}
+            and item.queue >= 0
         }
 
     def _take_over(self, unstarted: list[Item], running: dict[int, Item]) -> None:
@@ -70,18 +73,26 @@ class Orphan:
             "queues": [queue.name for queue in app.queues],
         }
         self._insist(lambda: self._broker.register(self._worker_id, entry))
-        back = [Settlement(self._old_lane(i), "requeue", [i.payload]) for i in unstarted if i.queue >= 0]
+        back = [
+            Settlement(self._old_lane(i), "requeue", [i.payload]) for i in unstarted if i.queue >= 0
+        ]
         self._settle(back[::-1])
         for item in running.values():
-            pair = (self._old_lane(item), self._own_lane(item))
-            self._insist(lambda pair=pair, item=item: self._broker.adopt(*pair, item.payload))
+            adopt = functools.partial(
+                self._broker.adopt, self._old_lane(item), self._own_lane(item), item.payload
+            )
+            self._insist(adopt)
 
     def _hear(self, running: dict[int, Item]) -> None:
         """Settle the next report; without one, show that this process lives."""
         try:
             report = self._reports.get(timeout=BEAT)
         except queues.Empty:
-            self._insist(lambda: self._broker.beat(self._worker_id, {"beat": time.monotonic(), "concurrency": 1}))
+            self._insist(
+                lambda: self._broker.beat(
+                    self._worker_id, {"beat": time.monotonic(), "concurrency": 1}
+                )
+            )
             self._look_for_lost(running)
             return
         match report:
@@ -103,7 +114,9 @@ class Orphan:
         self._lost = ended
 
     def _old_lane(self, item: Item) -> Lane:
-        return self._broker.lane(self._executor.app.queues[item.queue], self._supervisor_id, item.lane)
+        return self._broker.lane(
+            self._executor.app.queues[item.queue], self._supervisor_id, item.lane
+        )
 
     def _own_lane(self, item: Item) -> Lane:
         return self._broker.lane(self._executor.app.queues[item.queue], self._worker_id, 1)

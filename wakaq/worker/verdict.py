@@ -35,13 +35,19 @@ def unknown(payload: bytes, message: Message, max_redeliveries: int, worker: str
         logger.error("Task %s is unknown, and becomes a dead letter", message.name)
         return Verdict("dead", Letter(payload, UNKNOWN_TASK, "", worker).encode())
     logger.warning("Task %s is unknown: trying again in %.0f s", message.name, UNKNOWN_DELAY)
-    return Verdict("delay", _single(recount(payload, redelivered=message.redelivered + 1)), UNKNOWN_DELAY)
+    return Verdict(
+        "delay", _single(recount(payload, redelivered=message.redelivered + 1)), UNKNOWN_DELAY
+    )
 
 
-def failed(payload: bytes, message: Message, policy: Policy, error: BaseException, worker: str) -> Verdict:
+def failed(
+    payload: bytes, message: Message, policy: Policy, error: BaseException, worker: str
+) -> Verdict:
     """Judge a task that raised; logs it with its traceback."""
     is_soft = _caused_by_soft_timeout(error)
-    is_retryable = isinstance(error, policy.retry_on) or (is_soft and issubclass(SoftTimeout, policy.retry_on))
+    is_retryable = isinstance(error, policy.retry_on) or (
+        is_soft and issubclass(SoftTimeout, policy.retry_on)
+    )
     reason = SOFT_TIMEOUT if is_soft else RAISED
     if is_retryable and message.retry < policy.max_retries:
         retry = message.retry + 1
@@ -57,7 +63,9 @@ def failed(payload: bytes, message: Message, policy: Policy, error: BaseExceptio
         )
         new = recount(payload, retry=retry)
         return Verdict("delay", _single(new), delay) if delay else Verdict("retry", new)
-    logger.error("Task %s failed (%s), and becomes a dead letter", message.name, reason, exc_info=error)
+    logger.error(
+        "Task %s failed (%s), and becomes a dead letter", message.name, reason, exc_info=error
+    )
     text = "".join(traceback.format_exception(error))
     return Verdict("dead", Letter(payload, reason, text, worker).encode())
 

@@ -13,9 +13,9 @@ from wakaq.app import WakaQ
 from wakaq.frames import Channel, Failed, Progress, Ready
 from wakaq.loader import load
 from wakaq.log import configure
-from wakaq.wrapping import complete
 from wakaq.worker.control import Control
 from wakaq.worker.executor import Executor
+from wakaq.wrapping import complete
 
 logger = logging.getLogger("wakaq.worker")
 BOOT_FAILED = 3  # exit status
@@ -80,7 +80,12 @@ def _set_signals() -> None:
 def _boot(spec: Spec, channel: Channel) -> Executor:
     app: WakaQ = load(spec.app)
     settings = app.settings
-    configure(settings.worker_log_level, settings.worker_log_file, settings.log_format, settings.task_log_format)
+    configure(
+        settings.worker_log_level,
+        settings.worker_log_file,
+        settings.log_format,
+        settings.task_log_format,
+    )
     faulthandler.register(signal.SIGUSR1, file=spec.stacks.fd, all_threads=True)
     _be_killed_first()
     name = f"{spec.worker_id} worker {spec.number}"
@@ -97,4 +102,3 @@ def _be_killed_first() -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     except OSError:  # not Linux, or forbidden
         logger.debug("oom_score_adj cannot be set")
-
