@@ -2,26 +2,25 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, TypeVar, overload
 
+from wakaq import wrapping
 from wakaq.broker import Broker
 from wakaq.cron import CronTask
 from wakaq.errors import ConfigError, SoftTimeout, UnknownQueue, UnknownTask
 from wakaq.log import LOG_FORMAT, TASK_LOG_FORMAT
 from wakaq.message import Call, Message
 from wakaq.queue import Queue, in_order
-from wakaq.settings import Duration, Policy, RetryDelay, RetryOn, Settings, check_order
-from wakaq.task import Args, Kwargs, Task, parse_eta
-from wakaq.wrapping import arun_in_place, complete, run_in_place, takes_call, wrap
+from wakaq.settings import Duration, Policy, RetryDelay, RetryOn, Settings
+from wakaq.task import Args, Kwargs, P, R, Task, parse_eta
+from wakaq.wrapping import AnyCallable, AnyTask
 
-P = ParamSpec("P")
-R = TypeVar("R")
-Hook = TypeVar("Hook", bound=Callable[[], object])
-Wrapper = TypeVar("Wrapper", bound=Callable[..., Any])
-AnyTask = Task[..., Any]
+AnyHook = Callable[[], object]
+Hook = TypeVar("Hook", bound=AnyHook)
+Wrapper = TypeVar("Wrapper", bound=AnyCallable)
 LogFile = str | os.PathLike[str] | None
 
 
@@ -87,31 +86,24 @@ class WakaQ:
         self.default_queue = self.queues[-1]
         self.tasks: dict[str, AnyTask] = {}
         self.schedules = [CronTask.create(schedule) for schedule in schedules]
-        self.after_worker_started_hooks: list[Callable[[], object]] = []
-        self.before_task_started_hooks: list[Callable[[], object]] = []
-        self.after_task_finished_hooks: list[Callable[[], object]] = []
-        self._wrapper: Callable[..., Any] | None = None
-        self._callables: dict[AnyTask, Callable[..., Any]] = {}
+        self.after_worker_started_hooks: list[AnyHook] = []
+        self.before_task_started_hooks: list[AnyHook] = []
+        self.after_task_finished_hooks: list[AnyHook] = []
+        self._wrapper: AnyCallable | None = None
+        self._callables: dict[AnyTask, AnyCallable] = {}
         self._policies: dict[tuple[AnyTask, Queue], Policy] = {}
-        self._broker: Broker | None = None
         self._batch: ContextVar[_Batch | None] = ContextVar("wakaq_batch", default=None)
-        for name in (*self.settings.exclude_queues, *(one.queue for one in self.schedules)):
-            if name is not None:
-                self._find_queue(name)
+        for name in self.settings.exclude_queues:
+            self._find_queue(name)
+        for schedule in self.schedules:
+            self._find_queue(schedule.queue or self.default_queue)
         for queue in self.queues:
-            policy = Policy.resolve(self.settings, queue)
-            check_order(f"queue {queue.name!r}", policy.soft_timeout, policy.hard_timeout)
+            Policy.resolve(self.settings, queue).check(f"queue {queue.name!r}")
 
-    @property
+    @functools.cached_property
     def broker(self) -> Broker:
         """The way to Redis, made when it is first needed; tests may set another one."""
-        if self._broker is None:
-            self._broker = Broker(self.settings, self.queues)
-        return self._broker
-
-    @broker.setter
-    def broker(self, broker: Broker) -> None:
-        self._broker = broker
+        return Broker(self.settings, self.queues)
 
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
@@ -139,11 +131,9 @@ class WakaQ:
         def register(function: Callable[..., Any]) -> AnyTask:
             task = Task(self, function, queue, **options)
             if other := self.tasks.get(task.name):
-                raise ConfigError(
-                    f"two tasks are named {task.name!r}, in {other.function.__module__} and"
-                    f" {function.__module__}: rename one"
-                )
-            self._check_limits(task, queue or self.default_queue)
+                places = f"{other.function.__module__} and {function.__module__}"
+                raise ConfigError(f"two tasks are named {task.name!r}, in {places}: rename one")
+            self.resolve_queue(queue or self.default_queue, task)
             self.tasks[task.name] = task
             return task
 
@@ -170,7 +160,7 @@ class WakaQ:
         Raises:
             ConfigError: It is neither, or there is one already.
         """
-        takes_call(wrapper)
+        wrapping.takes_call(wrapper)
         if self._wrapper is not None:
             raise ConfigError(f"wrap_tasks_with: {self._wrapper!r} and {wrapper!r}: join them")
         self._wrapper = wrapper
@@ -186,8 +176,7 @@ class WakaQ:
         """
         seen = set()
         for schedule in self.schedules:
-            task = self.tasks.get(schedule.task_name)
-            if task is None:
+            if (task := self.tasks.get(schedule.task_name)) is None:
                 known = ", ".join(sorted(self.tasks)) or "none"
                 raise UnknownTask(f"{schedule!r} names an unknown task; the known ones: {known}")
             try:
@@ -209,7 +198,7 @@ class WakaQ:
         if queue is None:
             return task.queue or self.default_queue
         found = self._find_queue(queue)
-        self._check_limits(task, found)
+        self.policy(task, found).check(f"task {task.name!r} on queue {found.name!r}")
         return found
 
     def _find_queue(self, queue: str | Queue) -> Queue:
@@ -219,26 +208,20 @@ class WakaQ:
             raise UnknownQueue(f"unknown queue {queue!r}; the known ones: {known}")
         return found
 
-    def _check_limits(self, task: AnyTask, queue: Queue) -> None:
-        policy = self.policy(task, queue)
-        where = f"task {task.name!r} on queue {queue.name!r}"
-        check_order(where, policy.soft_timeout, policy.hard_timeout)
-
     def policy(self, task: AnyTask, queue: Queue) -> Policy:
         """Return the timeouts and retries that hold for a task on a queue."""
-        policy = self._policies.get((task, queue))
-        if policy is None:
-            policy = self._policies[task, queue] = Policy.resolve(self.settings, queue, task)
-        return policy
+        if (task, queue) not in self._policies:
+            self._policies[task, queue] = Policy.resolve(self.settings, queue, task)
+        return self._policies[task, queue]
 
-    def callable_for(self, task: AnyTask) -> Callable[..., Any]:
+    def callable_for(self, task: AnyTask) -> AnyCallable:
         """Return what runs a task: its function in the wrapper. For an async task it returns an awaitable.
 
         Raises:
             WakaQError: The wrapper returned no function.
         """
         if task not in self._callables:
-            self._callables[task] = wrap(task, self._wrapper)
+            self._callables[task] = wrapping.wrap(task, self._wrapper)
         return self._callables[task]
 
     @contextmanager
@@ -269,7 +252,7 @@ class WakaQ:
         """Do what `task.delay` promises."""
         call = self._call(task, args, kwargs)
         if self.settings.synchronous_mode:
-            self._run(task, call.payload)
+            wrapping.complete(self._run(task, call.payload))
         elif not self._joins_batch(call):
             if call.delay is None and call.at is None:
                 self.broker.enqueue(call.queue, call.payload)
@@ -280,48 +263,36 @@ class WakaQ:
         """Do what `task.adelay` promises."""
         call = self._call(task, args, kwargs)
         if self.settings.synchronous_mode:
-            if task.is_async:
-                await self._arun(task, call.payload)
-            else:
-                self._run(task, call.payload)
+            if (running := self._run(task, call.payload)) is not None:
+                await running
         elif not self._joins_batch(call):
             await self.broker.aenqueue_all([call])
 
     def broadcast(self, task: AnyTask, args: Args, kwargs: Kwargs) -> int:
         """Do what `task.broadcast` promises."""
-        payload = self._payload(task, args, kwargs)
+        task.check_arguments(args, kwargs)  # which know no queue and no eta here
+        payload = self._call(task, args, kwargs).payload
         if self.settings.synchronous_mode:
-            self._run(task, payload)
+            wrapping.complete(self._run(task, payload))
             return 1
         return self.broker.publish(payload)
 
-    def _payload(self, task: AnyTask, args: Args, kwargs: Kwargs) -> bytes:
-        task.check_arguments(args, kwargs)
-        return Message(task.name, list(args), kwargs).encode()
-
     def _call(self, task: AnyTask, args: Args, kwargs: Kwargs) -> Call:
         queue, eta = kwargs.pop("queue", None), kwargs.pop("eta", None)
-        payload = self._payload(task, args, kwargs)
+        task.check_arguments(args, kwargs)
+        payload = Message(task.name, list(args), kwargs).encode()
         return Call(self.resolve_queue(queue, task), payload, *parse_eta(eta))
 
     def _joins_batch(self, call: Call) -> bool:
-        batch = self._batch.get()
-        if batch is None or not batch.is_open:
+        if (batch := self._batch.get()) is None or not batch.is_open:
             return False
         batch.append(call)
         return True
 
-    def _steps(self, task: AnyTask, payload: bytes) -> tuple[Any, ...]:
+    def _run(self, task: AnyTask, payload: bytes) -> Awaitable[None] | None:
+        """Run a task in place, or return what does if it is async."""
         # Through the payload, so that the task gets its arguments as a worker would.
         message = Message.decode(payload)
         call = functools.partial(self.callable_for(task), *message.args, **message.kwargs)
-        return call, self.before_task_started_hooks, self.after_task_finished_hooks
-
-    def _run(self, task: AnyTask, payload: bytes) -> None:
-        if task.is_async:
-            complete(self._arun(task, payload))
-        else:
-            run_in_place(*self._steps(task, payload))
-
-    async def _arun(self, task: AnyTask, payload: bytes) -> None:
-        await arun_in_place(*self._steps(task, payload))
+        run = wrapping.arun_in_place if task.is_async else wrapping.run_in_place
+        return run(call, self.before_task_started_hooks, self.after_task_finished_hooks)

@@ -73,11 +73,7 @@ class CronTask:
 
     @classmethod
     def create(cls, spec: Any) -> "CronTask":
-        """Make one of any form that `WakaQ(schedules=…)` takes.
-
-        Raises:
-            ConfigError: It is none of them.
-        """
+        """Make one of any form that `WakaQ(schedules=…)` takes; raise ConfigError for another."""
         if isinstance(spec, cls):
             return spec
         match spec:

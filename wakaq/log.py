@@ -51,11 +51,7 @@ class _Formatter(logging.Formatter):
 
 
 def check_format(option: str, log_format: str, *, in_task: bool = False) -> str:
-    """Return the format if a record can be written with it.
-
-    Raises:
-        ConfigError: It names an unknown field, or is no %-format.
-    """
+    """Return the format; raise ConfigError if no record can be written with it."""
     record = logging.makeLogRecord({"msg": "", "levelname": "INFO"})
     if in_task:
         record.__dict__.update(task="", task_args=[], task_kwargs={}, task_retry=0)

@@ -19,11 +19,11 @@ class Queue(Limits):
         name: Letters, digits, `_`, `-` and `.`.
         priority: Smaller numbers are served first; without one it comes after all that have one.
         prefix: Start of its keys, instead of the application's.
-        soft_timeout: Seconds or timedelta, as the others: see `WakaQ`.
-        hard_timeout: See `WakaQ`.
-        max_retries: See `WakaQ`.
-        retry_on: See `WakaQ`.
-        retry_delay: See `WakaQ`.
+        soft_timeout: Wins over the application's, as all that follow; see `WakaQ`.
+        hard_timeout: Seconds or timedelta.
+        max_retries: How often.
+        retry_on: Exception type, or a tuple of them.
+        retry_delay: Seconds, timedelta, or a function of the retry's number.
 
     Raises:
         ConfigError: One of them is not valid.
@@ -55,11 +55,7 @@ class Queue(Limits):
 
     @classmethod
     def create(cls, spec: Any) -> "Queue":
-        """Make a queue of any form that `WakaQ(queues=…)` takes.
-
-        Raises:
-            ConfigError: It is none of them.
-        """
+        """Make a queue of any form that `WakaQ(queues=…)` takes; raise ConfigError for another."""
         if isinstance(spec, cls):
             return spec
         if isinstance(spec, str):
@@ -74,11 +70,7 @@ class Queue(Limits):
 
 
 def in_order(specs: Sequence[Any]) -> list[Queue]:
-    """Return the queues by priority, those without one last, as given among equals.
-
-    Raises:
-        ConfigError: There are none, two share a name, or one is not valid.
-    """
+    """Return the queues by priority, those without one last; raise ConfigError if there are none, or two of one name."""
     if not isinstance(specs, list | tuple) or not specs:
         raise ConfigError(f'queues={specs!r}: give a list with at least one, such as ["default"]')
     queues = [Queue.create(spec) for spec in specs]

@@ -34,11 +34,7 @@ _RANGES = {
 
 
 def seconds(value: object, option: str, *, zero: bool = False) -> float | None:
-    """Return a duration, seconds or a timedelta, in seconds; None stays None.
-
-    Raises:
-        ConfigError: It is none, or infinite or negative, or 0 where `zero` makes no sense.
-    """
+    """Return a duration in seconds, None as it is; raise ConfigError unless it is above 0, or 0 if `zero` is true."""
     if value is None:
         return None
     number = value.total_seconds() if isinstance(value, timedelta) else value
@@ -52,11 +48,7 @@ def seconds(value: object, option: str, *, zero: bool = False) -> float | None:
 
 
 def integer(value: object, option: str, least: int = 0, most: int = 2**31) -> int | None:
-    """Return an int within bounds; None stays None.
-
-    Raises:
-        ConfigError: It is none, or outside.
-    """
+    """Return a whole number, None as it is; raise ConfigError if it is out of bounds."""
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if value is None or (is_int and least <= value <= most):  # type: ignore[operator]
         return value  # type: ignore[return-value]
@@ -64,11 +56,7 @@ def integer(value: object, option: str, least: int = 0, most: int = 2**31) -> in
 
 
 class Limits:
-    """Timeouts and retries as one level (task, queue or app) sets them; None leaves them to the next level.
-
-    Raises:
-        ConfigError: One of them is out of range, or the hard timeout is not above the soft one.
-    """
+    """Timeouts and retries as one level (task, queue or app) sets them; None leaves them to the next level."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - each is an option
         self,
@@ -81,7 +69,7 @@ class Limits:
     ) -> None:
         self.soft_timeout = seconds(soft_timeout, f"{owner}: soft_timeout")
         self.hard_timeout = seconds(hard_timeout, f"{owner}: hard_timeout")
-        check_order(owner, self.soft_timeout, self.hard_timeout)
+        _check_order(owner, self.soft_timeout, self.hard_timeout)
         self.max_retries = integer(max_retries, f"{owner}: max_retries")
         self.retry_on = retry_on if isinstance(retry_on, tuple | None) else (retry_on,)
         kinds: tuple[object, ...] = self.retry_on or ()
@@ -95,12 +83,8 @@ class Limits:
         )
 
 
-def check_order(owner: str, soft: float | None, hard: float | None) -> None:
-    """Make sure that a task gets its soft timeout before it is killed.
-
-    Raises:
-        ConfigError: The hard timeout is not above the soft one.
-    """
+def _check_order(owner: str, soft: float | None, hard: float | None) -> None:
+    """Raise ConfigError unless a task gets its soft timeout before it is killed."""
     if soft is not None and hard is not None and hard <= soft:
         raise ConfigError(
             f"{owner}: hard_timeout={hard:g} is not above soft_timeout={soft:g}, so it would be killed"
@@ -127,11 +111,15 @@ class Policy:
             chosen[name] = next((value for value in values if value is not None), None)
         return cls(**chosen)
 
+    def check(self, owner: str) -> None:
+        """Raise ConfigError unless the hard timeout leaves room for the soft one."""
+        _check_order(owner, self.soft_timeout, self.hard_timeout)
+
     def delay_before(self, retry: int) -> float:
         """Return how many seconds to wait before the retry of this number (1, 2, …).
 
         Raises:
-            ConfigError: The application's function returned no duration.
+            ConfigError: The application's function returned no duration. What else it raises comes out, too.
         """
         if not callable(self.retry_delay):
             return self.retry_delay
@@ -176,11 +164,7 @@ class Settings:
 
     @classmethod
     def create(cls, **options: Any) -> "Settings":
-        """Check the options of `WakaQ` and bring each into one form.
-
-        Raises:
-            ConfigError: One of them is not valid.
-        """
+        """Check the options of `WakaQ`, bring each into one form, and raise ConfigError if one is not valid."""
         for name, value in options.items():
             if value is None and name not in _OPTIONAL:
                 raise ConfigError(f"{name}=None: leave it out for the default")
@@ -203,8 +187,6 @@ class Settings:
         check_format("log_format", options["log_format"])
         check_format("task_log_format", options["task_log_format"], in_task=True)
         check_prefix("prefix", options["prefix"])
-        if isinstance(options["exclude_queues"], str):
-            raise ConfigError(f"exclude_queues={options['exclude_queues']!r}: give a list of names")
         options["exclude_queues"] = tuple(options["exclude_queues"])
         _check_address(**options)
         return cls(**options)
@@ -226,11 +208,7 @@ def _check_address(
 
 
 def check_prefix(option: str, prefix: Any) -> None:
-    """Make sure that a prefix cannot spoil the form of keys.
-
-    Raises:
-        ConfigError: It can.
-    """
+    """Raise ConfigError if a prefix could spoil the form of keys."""
     if not isinstance(prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", prefix):
         raise ConfigError(f"{option}={prefix!r}: use letters, digits, '_', '-', '.' and ':'")
 

@@ -96,11 +96,7 @@ class Task(Limits, Generic[P, R]):
         return self._app.broadcast(self, args, kwargs)
 
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Make sure that the function can be called so.
-
-        Raises:
-            TypeError: It cannot.
-        """
+        """Raise TypeError unless the function can be called so."""
         # Binding costs more than all the rest of an enqueue, so it is left out where counting does.
         if kwargs or not self._fewest <= len(args) <= self._most:
             try:
@@ -149,11 +145,7 @@ def arity(signature: inspect.Signature) -> tuple[float, float]:
 
 
 def parse_eta(eta: Any) -> tuple[float | None, float | None]:
-    """Return an eta as seconds from now or as unix time, both None if it is due already.
-
-    Raises:
-        TypeError: It is neither a timedelta nor a datetime.
-    """
+    """Return an eta as seconds from now or as unix time, both None if it is due already; raise TypeError for another."""
     if eta is None:
         return None, None
     if isinstance(eta, timedelta):

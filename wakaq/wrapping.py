@@ -24,11 +24,7 @@ _awaited: ContextVar[list[bool] | None] = ContextVar("wakaq_awaited", default=No
 
 
 def takes_call(wrapper: AnyCallable) -> bool:
-    """Tell the form `wrapper(fn, args, kwargs)` from the decorator `wrapper(fn)`.
-
-    Raises:
-        ConfigError: It is neither.
-    """
+    """Tell the form `wrapper(fn, args, kwargs)` from the decorator `wrapper(fn)`; raise ConfigError for any other."""
     if not callable(wrapper):
         raise ConfigError(f"wrap_tasks_with({wrapper!r}): give a function")
     fewest, most = arity(inspect.signature(wrapper))

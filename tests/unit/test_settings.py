@@ -123,7 +123,6 @@ def test_options_are_brought_into_one_form():
         ({"socket_timeout": 0}, "socket_timeout=0"),
         ({"wait_timeout": 0}, "wait_timeout=0"),
         ({"wait_timeout": 15}, "wait_timeout=15 is not below socket_timeout=15"),
-        ({"exclude_queues": "default"}, "exclude_queues='default'"),
     ],
 )
 def test_a_bad_option_is_refused_by_name_and_value(options, names):
