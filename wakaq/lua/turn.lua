@@ -57,10 +57,17 @@ end
 
 local operations = {
   done = function()
-    local lane, stats, removed = key(), key(), 0
-    for _ = 1, tonumber(take()) do
-      if release(lane, take(), 1) then removed = removed + 1 end
+    local lane, stats, n, removed = key(), key(), tonumber(take()), 0
+    -- Mostly these are the first in their lane, in this order: then one command takes them all.
+    local first = try('LPOP', lane, n) or {}
+    local i = 1
+    while first[i] and first[i] == ARGV[position + i - 1] do i = i + 1 end
+    removed = i - 1
+    for j = #first, i, -1 do redis.call('LPUSH', lane, first[j]) end
+    for j = position + removed, position + n - 1 do
+      if release(lane, ARGV[j], 1) then removed = removed + 1 end
     end
+    position = position + n
     count(stats, 'done', removed)
   end,
   requeue = function()
