@@ -98,6 +98,17 @@ def name_of(payload: bytes) -> str | None:
         return None
 
 
+def describe(payload: bytes) -> str:
+    """Return a payload as a call, for people."""
+    try:
+        message = Message.decode(payload)
+    except NotAMessage:
+        return repr(payload[:200])
+    arguments = [repr(value) for value in message.args]
+    arguments += [f"{name}={value!r}" for name, value in message.kwargs.items()]
+    return f"{message.name}({', '.join(arguments)})"
+
+
 class Call(NamedTuple):
     """A payload with where it goes and when."""
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from wakaq.errors import NotAMessage
 from wakaq.frames import FINISHED, STARTED
 from wakaq.letters import HARD_TIMEOUT, REDELIVERED, Letter
-from wakaq.message import Message, recount
+from wakaq.message import Message, describe, recount
 from wakaq.supervisor.child import Child
 from wakaq.turn import Claim, Settlement
 
@@ -43,17 +43,6 @@ def running_tasks(child: Child) -> list[tuple[int, str]]:
     slots = [slot for slot in list(child.assigned) if child.progress.states[slot] == STARTED]
     claims = [(slot, child.assigned.get(slot)) for slot in slots]
     return [(slot, describe(claim.payload)) for slot, claim in claims if claim is not None]
-
-
-def describe(payload: bytes) -> str:
-    """Return a payload as a call, for people."""
-    try:
-        message = Message.decode(payload)
-    except NotAMessage:
-        return repr(payload[:200])
-    arguments = [repr(value) for value in message.args]
-    arguments += [f"{name}={value!r}" for name, value in message.kwargs.items()]
-    return f"{message.name}({', '.join(arguments)})"
 
 
 def _judge(child: Child, slot: int, claim: Claim, max_redeliveries: int, worker: str) -> Settlement:

@@ -17,7 +17,8 @@ from typing import Any
 from wakaq.app import WakaQ
 from wakaq.broker import OUTAGES, Broker, RedisError, TurnRefused
 from wakaq.frames import Done, Failed, Outcome, Ready, Recalled
-from wakaq.supervisor.autopsy import describe, grouped, running_tasks, settle
+from wakaq.message import describe
+from wakaq.supervisor.autopsy import grouped, running_tasks, settle
 from wakaq.supervisor.child import Child
 from wakaq.supervisor.crew import Crew
 from wakaq.supervisor.events import (

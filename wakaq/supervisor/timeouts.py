@@ -9,7 +9,8 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 
-from wakaq.supervisor.autopsy import HARD, describe
+from wakaq.message import describe
+from wakaq.supervisor.autopsy import HARD
 from wakaq.supervisor.child import Child, Death
 from wakaq.supervisor.outage import Outage
 from wakaq.supervisor.service import Service
