@@ -76,13 +76,17 @@ class Server:
         """Return how many commands were run so far, those that scripts call included."""
         return int(self.client.info("stats")["total_commands_processed"])
 
+    def reads(self) -> int:
+        """Return how often it read from a client: a command or a pipeline, however much a script does then."""
+        return int(self.client.info("stats")["total_reads_processed"])
+
     def connections(self) -> int:
         """Return how many clients there are besides ours."""
         return len(self.client.client_list()) - 1
 
     def left(self, patterns: list[str]) -> int:
         """Return how much is waiting or in flight under the keys that match."""
-        keys = {key for pattern in patterns for key in self.client.keys(pattern)}
+        keys = {str(key) for pattern in patterns for key in self.client.keys(pattern)}
         return sum(self._size(key) for key in keys)
 
     def _size(self, key: str) -> int:
@@ -95,7 +99,7 @@ class Server:
                 return int(self.client.hlen(key))
             case "stream":
                 groups = self.client.xinfo_groups(key)
-                return sum(group["pending"] + (group["lag"] or 0) for group in groups)
+                return sum(int(group["pending"]) + int(group["lag"] or 0) for group in groups)
             case _:
                 return 0
 

@@ -34,6 +34,12 @@ def _title(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().decode().strip("\0")
 
 
+def _kill_and_reap(session: Session, pids: list[int]) -> None:
+    """Kill processes, the supervisor among them; nobody may take its remains for a life."""
+    machine.send_signal(pids, signal.SIGKILL)
+    session.workers.pop().wait()
+
+
 def _begin(session: Session) -> float:
     """Start workers and one long task; return when it is known to run."""
     session.start_workers()
@@ -62,7 +68,7 @@ def supervisor_killed() -> float:
         machine.wait_until("both run", lambda: all(session.marks.started(1, 3)), 10)
         session.enqueue(1)
         killed = time.monotonic()
-        session.workers.pop().kill()
+        _kill_and_reap(session, [session.workers[0].pid])
         session.spawn()
         return _wait_for_start(session, killed, 60)
 
@@ -71,8 +77,7 @@ def all_killed() -> float:
     """Kill a supervisor with all its workers and start it again: until the task that ran runs again."""
     with _session() as session:
         killed = _begin(session)
-        machine.send_signal(session.pids(), signal.SIGKILL)
-        session.workers.clear()
+        _kill_and_reap(session, session.pids())
         session.spawn()
         return _wait_for_start(session, killed, 60)
 

@@ -23,6 +23,7 @@ TABLE: Columns = [
     ("worker_cpu", "worker CPU s per 1,000", 4),
     ("redis_cpu", "Redis CPU s per 1,000", 4),
     ("commands", "Redis commands a task", 2),
+    ("reads", "requests", 2),
     ("pick_up_p50", "pick-up p50 ms", 2),
     ("pick_up_p99", "p99 ms", 2),
     ("pss", "idle PSS MB", 0),
@@ -85,8 +86,9 @@ def _checks(results: dict[str, Any]) -> Iterator[str]:
     parts = [_medians(results.get(part, {})) for part in ("table", "async", "delayed")]
     if all("wakaq" in part for part in parts):
         checks = [*targets.from_results(*parts), *checks]
-    yield "| | figure | to reach | |"
-    yield "|---|---:|---:|---|"
+    if checks:
+        yield "| | figure | to reach | |"
+        yield "|---|---:|---:|---|"
     for check in checks:
         sign, verdict = "≥" if check.is_minimum else "≤", "yes" if check.is_reached else "**no**"
         yield f"| {check.what} | {check.value:,.3f} | {sign} {check.limit:,.3f} | {verdict} |"
@@ -111,8 +113,8 @@ def markdown(results: dict[str, Any]) -> str:
     ):
         if part in results:
             lines += [*_heading(heading, results["taken"][part]), *_table(results[part], columns)]
-    if "targets" in results or "table" in results:
-        lines += ["", "## What WakaQ has to reach", "", *_checks(results)]
+    if checks := list(_checks(results)):
+        lines += ["", "## What WakaQ has to reach", "", *checks]
     if "recovery" in results:
         lines += [
             *_heading("Recovery", results["taken"]["recovery"]),

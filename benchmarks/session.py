@@ -79,8 +79,8 @@ PEERS = {
         Peer("streaq", "streaq", "streaq", 5_000),
         Peer("taskiq (list)", "taskiq", "taskiq", 12_000),
         Peer("taskiq (stream)", "taskiq", "taskiq", 12_000, "stream"),
-        Peer("PyPI wakaq 2.1.25", "wakaq_pypi", "wakaq2", 12_000),
-        Peer("PyPI wakaq 3.0.7", "wakaq_pypi", "wakaq3", 12_000),
+        Peer("PyPI wakaq 2.1.25", "wakaq_pypi", "wakaq2", 40_000),
+        Peer("PyPI wakaq 3.0.7", "wakaq_pypi", "wakaq3", 40_000),
         Peer("floor: BLPOP", "floor", "floor", 30_000, "blpop", has_delay=False, has_bulk=True),
         Peer(
             "floor: LPOP 100", "floor", "floor", 600_000, "lpop100", has_delay=False, has_bulk=True

@@ -27,11 +27,12 @@ def drain(session: Session, tasks: int, first: int = 0, **spec: Any) -> Figures:
     session.pause()
     session.enqueue(tasks, first=first, bulk=session.peer.has_bulk, **spec)
     used, parent_used = machine.cpu(session.pids()), machine.cpu(parent)
-    redis_used, commands = server.cpu(), server.commands()
+    redis_used, commands, reads = server.cpu(), server.commands(), server.reads()
     started = session.resume()
     session.marks.wait(first + tasks, 300, first)
     machine.wait_until("Redis is empty", lambda: not server.left(keys), 30)
     seconds = time.monotonic() - started
+    reads = server.reads() - reads
     commands, redis_used = server.commands() - commands, server.cpu() - redis_used
     used, parent_used = machine.cpu(session.pids()) - used, machine.cpu(parent) - parent_used
     if doubles := session.marks.doubles(first, first + tasks):
@@ -41,6 +42,7 @@ def drain(session: Session, tasks: int, first: int = 0, **spec: Any) -> Figures:
         "worker_cpu": used / tasks * 1000,
         "redis_cpu": redis_used / tasks * 1000,
         "commands": commands / tasks,
+        "reads": reads / tasks,
         "parent_share": parent_used / seconds,
     }
 
