@@ -208,7 +208,9 @@ class Broker:
     def promote(self, limit: int) -> tuple[int, float | None]:
         """Move due payloads to their queues; returns how many, and the seconds until the next one is due."""
         keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
-        moved, wait = self._script("promote")(keys=keys, args=[limit])
+        moved, wait, *errors = self._script("promote")(keys=keys, args=[limit])
+        for error in errors:
+            logger.error("Redis refuses to move what is due: %s", error)
         return moved, float(wait) if wait else None
 
     def subscribe(self) -> Any:
