@@ -210,7 +210,7 @@ class Broker:
         keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
         moved, wait, *errors = self._script("promote")(keys=keys, args=[limit])
         for error in errors:
-            logger.error("Redis refuses to move what is due: %s", error)
+            logger.error("Redis refuses to move what is due: %s", error.decode())
         return moved, float(wait) if wait else None
 
     def subscribe(self) -> Any:

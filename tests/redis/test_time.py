@@ -27,7 +27,7 @@ def contents(redis):
         b"list": lambda key: redis.lrange(key, 0, -1),
         b"zset": lambda key: [member for member, _ in redis.zrange(key, 0, -1, withscores=True)],
     }
-    return {key.decode(): readers[redis.type(key)](key) for key in redis.keys()}
+    return {key.decode(): readers[redis.type(key)](key) for key in redis.keys("*")}
 
 
 # -- delay -----------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_a_key_of_a_wrong_type_loses_nothing_and_stops_no_other_queue(broker, re
         assert broker.promote(1_000)[0] == 1
 
     assert "wakaq:eta:high" in caplog.text
-    assert "WRONGTYPE" in caplog.text
+    assert "eta:high: WRONGTYPE" in caplog.text
     assert contents(redis) == {
         "wakaq:high": b"no list",
         "wakaq:eta:high": [b"a"],
@@ -138,6 +138,17 @@ def test_a_server_that_is_out_of_memory_still_promotes(make_server):
 
         assert broker.promote(1_000) == (1, None)
         assert client.lrange("wakaq:high", 0, -1) == [b"a"]
+
+
+def test_a_replica_is_an_outage_and_not_a_refusal(make_server):
+    server = make_server()
+    app = WakaQ(queues=["high"], url=server.url)
+    with closing(server.client()) as client, closing(Broker(app.settings, app.queues)) as broker:
+        client.zadd("wakaq:eta:high", {"a": 1})
+        client.replicaof("127.0.0.1", 1)
+
+        with pytest.raises(redis_py.exceptions.ReadOnlyError):
+            broker.promote(1_000)
 
 
 def test_many_promoters_at_once_move_each_payload_once(broker, redis):

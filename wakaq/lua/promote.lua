@@ -27,6 +27,10 @@ end
 
 for i = 1, #KEYS, 2 do
   local is_done, err = pcall(promote, KEYS[i], KEYS[i + 1])
-  if not is_done then errors[#errors + 1] = KEYS[i] .. ': ' .. (type(err) == 'table' and err.err or tostring(err)) end
+  if not is_done then
+    local text = type(err) == 'table' and err.err or tostring(err)
+    if not text:find('WRONGTYPE') then error(err) end
+    errors[#errors + 1] = KEYS[i] .. ': ' .. text
+  end
 end
 return {moved, next_due and string.format('%.6f', math.max(next_due - now, 0)) or '', unpack(errors)}
