@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from wakaq import ConfigError, CronTask, UnknownQueue, UnknownTask, WakaQ, WakaQError
+from wakaq.broker import Broker
 
 
 @pytest.fixture
@@ -118,6 +119,20 @@ def test_a_broadcast_does_not_wait_for_its_batch(app, note, broker):
     with app.batch():
         assert note.broadcast(1) == 3
         assert len(broker.broadcasts) == 1
+
+
+def test_a_batch_keeps_nothing_when_it_has_ended(app, note):
+    with app.batch():
+        note.delay(1)
+
+    assert app._batch.get() is None
+
+
+def test_the_broker_is_made_once_and_without_connecting():
+    app = make(port=1)
+
+    assert isinstance(app.broker, Broker)
+    assert app.broker is app.broker
 
 
 def test_a_batch_is_of_its_own_thread(app, note, broker):

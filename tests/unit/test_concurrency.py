@@ -48,6 +48,7 @@ def test_an_expression_is_evaluated_and_rounded_down(expression, expected):
         "1/0",
         "0.0**-1",
         "(-8)**0.5",
+        "max((-8)**0.5, 1)",
         "1e999",
         "-1e999",
         "1e999-1e999",

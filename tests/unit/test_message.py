@@ -1,7 +1,7 @@
 import pytest
 
 from wakaq import NotAMessage
-from wakaq.message import Message, recount
+from wakaq.message import Message, describe, name_of, recount
 
 
 def test_a_payload_begins_with_its_name_and_has_counts_only_above_0():
@@ -72,3 +72,25 @@ def test_the_same_counts_make_the_same_payload_as_encoding_does():
         recount(Message("x", ["\u00e4"], {"a": 1}).encode(), retry=3, redelivered=2)
         == message.encode()
     )
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        (b'{"name": "charge", "args": [1]}', "charge"),
+        (b'{"args": [], "name": "charge"}', "charge"),
+        (b'{"name":"charge"}', "charge"),
+        (Message('a"b\u00e4', [], {}).encode(), 'a"b\u00e4'),
+        (b"{}", None),
+        (b"\xff", None),
+    ],
+)
+def test_the_name_of_a_payload_is_known_without_reading_it_all(payload, name):
+    assert name_of(payload) == name
+
+
+def test_a_payload_is_described_as_a_call():
+    assert describe(Message("charge", [1, "a"], {"cents": b"x"}).encode()) == (
+        "charge(1, 'a', cents=b'x')"
+    )
+    assert describe(b"\xff") == "b'\\xff'"

@@ -13,7 +13,8 @@ def make(**options):
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(None, None), (3, 3.0), (0.5, 0.5), (timedelta(minutes=2), 120.0)]
+    ("value", "expected"),
+    [(None, None), (3, 3.0), (0.5, 0.5), (10**9, 1e9), (timedelta(minutes=2), 120.0)],
 )
 def test_a_duration_is_seconds_or_a_timedelta(value, expected):
     assert seconds(value, "x") == expected
@@ -51,6 +52,11 @@ def test_settings_have_the_documented_defaults():
     assert (settings.worker_log_level, settings.scheduler_log_level) == (20, 10)
     assert (settings.socket_timeout, settings.health_check_interval) == (15.0, 30.0)
     assert (settings.async_concurrency, settings.wait_timeout) == (0, 1.0)
+
+
+@pytest.mark.parametrize("percent", [1, 50.5, 99])
+def test_a_memory_limit_is_a_percentage(percent):
+    assert make(max_mem_percent=percent).settings.max_mem_percent == percent
 
 
 def test_options_are_brought_into_one_form():

@@ -267,7 +267,7 @@ def test_a_decorator_that_returns_no_function_is_an_error(app, request, kind):
 
 
 def test_a_second_wrapper_is_refused(app):
-    app.wrap_tasks_with(drops_in_call)
+    assert app.wrap_tasks_with(drops_in_call) is drops_in_call
 
     with pytest.raises(ConfigError, match="join them"):
         app.wrap_tasks_with(drops_in_decorator)
