@@ -29,7 +29,8 @@ for i = 1, #KEYS, 2 do
   local is_done, err = pcall(promote, KEYS[i], KEYS[i + 1])
   if not is_done then
     local text = type(err) == 'table' and err.err or tostring(err)
-    if not text:find('WRONGTYPE') then error(err) end
+    text = text:match('%u%u+ .*') or text -- Redis 6 says first where it was
+    if text:sub(1, 9) ~= 'WRONGTYPE' then return redis.error_reply(text) end
     errors[#errors + 1] = KEYS[i] .. ': ' .. text
   end
 end
