@@ -105,18 +105,20 @@ class Session:
 
     def __enter__(self) -> Self:
         self.peer.install()
-        base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-", dir=base))
-        self.server = Server(self.folder, *self.server_options)
-        self.marks = Marks(self.folder / "marks", self.capacity)
-        self.description = json.loads(self.call("describe"))
+        with contextlib.ExitStack() as stack:
+            base = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+            self.folder = Path(tempfile.mkdtemp(prefix="bench-", dir=base))
+            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.server = Server(self.folder, *self.server_options)
+            stack.callback(self.server.stop)
+            self.marks = Marks(self.folder / "marks", self.capacity)
+            self.description = json.loads(self.call("describe"))
+            stack.callback(self.stop_workers)
+            self._cleanup = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            stack.callback(self.server.stop)
-            self.stop_workers()
+        self._cleanup.close()
 
     def environment(self) -> dict[str, str]:
         """Return the environment of everything that runs for this peer."""
