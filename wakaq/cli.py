@@ -1,18 +1,24 @@
 """The commands. Not for what they do: each hands over to the part that does it, and says in one line what went wrong."""
 
-import functools
+import contextlib
+import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
 
 from wakaq.app import WakaQ
 from wakaq.broker import Broker, RedisError
-from wakaq.errors import WakaQError
-from wakaq.loader import load
+from wakaq.embedded import EmbeddedServer
+from wakaq.errors import UnknownQueue, WakaQError
+from wakaq.inspector import Inspector
+from wakaq.letters import Letter
+from wakaq.loader import load, suggest
 from wakaq.log import configure
+from wakaq.message import describe
+from wakaq.queue import Queue
 from wakaq.scheduler import Scheduler
 from wakaq.supervisor.outage import Outage
 from wakaq.supervisor.service import Service
@@ -31,27 +37,28 @@ app_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="wakaq")
-def main() -> None:
-    """WakaQ runs Python functions in the background, on Redis."""
+queue_option = click.option("--queue", "name", required=True, metavar="NAME", help="The queue.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask, as on a terminal it would.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
+indexes_argument = click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
+all_option = click.option("--all", "is_all", is_flag=True, help="Mean all, as does no INDEX.")
 
 
-def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+@contextlib.contextmanager
+def reports_errors() -> Iterator[None]:
     """Tell the user's errors in one line."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except WakaQError as error:
-            fail(str(error))
-        except RedisError as error:
-            fail(
-                f"Redis cannot be used: {error}; check the app's url, host, port and password, and that it runs"
-            )
-
-    return run
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "wakaq"
+        fail(f"{' '.join(error.format_message().split())} See {command} --help")
+    except WakaQError as error:
+        fail(str(error))
+    except RedisError as error:
+        remedy = "check the app's url, host, port and password, and that it runs"
+        fail(f"Redis cannot be used: {error}; {remedy}")
 
 
 def fail(message: str) -> NoReturn:
@@ -60,11 +67,39 @@ def fail(message: str) -> NoReturn:
     sys.exit(USER_ERROR)
 
 
+class Command(click.Command):
+    """A command that reports errors, those of its command line too."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with reports_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with reports_errors():
+            return super().invoke(ctx)
+
+
+class Group(Command, click.Group):
+    """A command with commands."""
+
+    command_class = Command
+    group_class = type
+
+
+@click.group(cls=Group)
+@click.version_option(package_name="wakaq")
+def main() -> None:
+    """WakaQ runs Python functions in the background, on Redis.
+
+    Example: wakaq worker --app=shop.tasks.wakaq
+    """
+
+
 @main.command()
 @app_option
+@click.option("--embedded", is_flag=True, help="Run Redis too, if none answers on this machine.")
 @click.option("--scheduler", "schedules", is_flag=True, help="Run the scheduler as well.")
-@reports_errors
-def worker(path: str, *, schedules: bool) -> None:
+def worker(path: str, *, embedded: bool, schedules: bool) -> None:
     """Run tasks: supervise as many worker processes as the app's `concurrency` says.
 
     Example: wakaq-worker --app=shop.tasks.wakaq
@@ -81,7 +116,11 @@ def worker(path: str, *, schedules: bool) -> None:
     def more_services(broker: Broker, outage: Outage) -> list[Service]:
         return [Periodic(Scheduler(app, broker, lambda _: None), outage)] if schedules else []
 
-    sys.exit(Supervisor(app, path, more_services).run())
+    # Until the supervisor handles it, so that no server of ours is left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with EmbeddedServer(settings) if embedded else contextlib.nullcontext():
+        status = Supervisor(app, path, more_services).run()
+    sys.exit(status)
 
 
 class Periodic(Service):
@@ -101,7 +140,6 @@ class Periodic(Service):
 
 @main.command()
 @app_option
-@reports_errors
 def scheduler(path: str) -> None:
     """Enqueue periodic tasks; any number may run, each tick is enqueued once.
 
@@ -124,3 +162,143 @@ def scheduler(path: str) -> None:
     signal.sigwait(signals)
     service.stop()
     service.join(STOP_GRACE)
+
+
+@main.command()
+@app_option
+@json_option
+@click.option("--watch", is_flag=True, help="Refresh it every second, until Ctrl-C.")
+def info(path: str, *, as_json: bool, watch: bool) -> None:
+    """Show how many tasks are in each queue, and what each worker does.
+
+    Example: wakaq-info --app=shop.tasks.wakaq --watch
+    """
+    app = load(path)
+    # Here, as workers and schedulers have no use for what draws tables.
+    from wakaq.info import show  # noqa: PLC0415
+
+    show(Inspector(app.settings, app.queues), as_json=as_json, watch=watch)
+
+
+@main.command()
+@app_option
+@queue_option
+@yes_option
+def purge(path: str, name: str, *, yes: bool) -> None:
+    """Drop all tasks that wait in a queue, also the delayed ones.
+
+    Example: wakaq-purge --app=shop.tasks.wakaq --queue=emails
+    """
+    inspector, queue = find(path, name)
+    confirm(f"Drop all tasks that wait in queue {name!r}?", yes=yes)
+    pending, delayed = inspector.purge(queue)
+    click.echo(f"Dropped {pending} pending and {delayed} delayed tasks of queue {name!r}")
+
+
+@main.group()
+def dead() -> None:
+    """See, put back or drop dead letters: tasks that WakaQ gave up on.
+
+    Each has an INDEX, 0 for the oldest in its queue. Example:
+
+    wakaq dead retry --app=shop.tasks.wakaq --queue=emails 17
+    """
+
+
+@dead.command("list")
+@app_option
+@queue_option
+@json_option
+@click.option("--limit", default=20, type=click.IntRange(1), help="How many; by default 20.")
+def dead_list(path: str, name: str, limit: int, *, as_json: bool) -> None:
+    """Show the newest dead letters, with reason and traceback.
+
+    Example: wakaq dead list --app=shop.tasks.wakaq --queue=emails
+    """
+    inspector, queue = find(path, name)
+    for index, raw in inspector.dead(queue, limit):
+        try:
+            letter = Letter.decode(raw)
+        except WakaQError as error:
+            letter = Letter(b"", str(error), "", "?", "?")
+        if as_json:
+            fields = {"index": index, "task": describe(letter.payload), **letter.to_dict()}
+            click.echo(json.dumps(fields))
+        else:
+            click.secho(f"{index}  {describe(letter.payload)}", bold=True)
+            click.echo(f"{letter.reason}, {letter.at}, {letter.worker}\n{letter.traceback}\n")
+    if not as_json:
+        click.echo(f"Queue {name!r} has {inspector.count_dead(queue)} dead letters")
+
+
+@dead.command("retry")
+@app_option
+@queue_option
+@yes_option
+@all_option
+@indexes_argument
+def dead_retry(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_all: bool) -> None:
+    """Put dead letters back into their queue, as new.
+
+    Example: wakaq dead retry --app=shop.tasks.wakaq --queue=emails --all
+    """
+    inspector, queue = find(path, name)
+    letters = choose(inspector, queue, indexes, is_all=is_all)
+    if not indexes:
+        confirm(f"Put back {len(letters)} tasks of queue {name!r}?", yes=yes or is_all)
+    count, strange = 0, 0
+    for letter in letters:
+        try:
+            count += inspector.revive(queue, letter)
+        except WakaQError as error:
+            strange += 1
+            click.echo(f"wakaq: {error}", err=True)
+    click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
+    sys.exit(USER_ERROR if strange else 0)
+
+
+@dead.command("purge")
+@app_option
+@queue_option
+@yes_option
+@all_option
+@indexes_argument
+def dead_purge(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_all: bool) -> None:
+    """Drop dead letters for good.
+
+    Example: wakaq dead purge --app=shop.tasks.wakaq --queue=emails 17
+    """
+    inspector, queue = find(path, name)
+    letters = choose(inspector, queue, indexes, is_all=is_all)
+    confirm(f"Drop {len(letters)} dead letters of queue {name!r}?", yes=yes)
+    click.echo(f"Dropped {inspector.drop(queue, letters)} dead letters of queue {name!r}")
+
+
+def find(path: str, name: str) -> tuple[Inspector, Queue]:
+    """Return the inspector of an app, and its queue of this name."""
+    app = load(path)
+    queues = app.queues_by_name
+    if name not in queues:
+        hint = suggest(name, queues)
+        raise UnknownQueue(
+            f"--queue={name!r} is unknown{hint}; the known ones: {', '.join(queues)}"
+        )
+    return Inspector(app.settings, app.queues), queues[name]
+
+
+def choose(
+    inspector: Inspector, queue: Queue, indexes: tuple[int, ...], *, is_all: bool
+) -> list[bytes]:
+    """Return the dead letters of these indexes, all of them if there are none, the oldest first."""
+    if indexes and is_all:
+        raise click.UsageError("Give either INDEX or --all.", click.get_current_context())
+    if indexes:
+        return inspector.find_dead(queue, sorted(set(indexes)))
+    letters = [letter for _, letter in inspector.dead(queue, inspector.count_dead(queue))]
+    return letters[::-1]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask if there is somebody to ask; end if the answer is no."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(question, abort=True, err=True)

@@ -3,10 +3,11 @@
 Counting takes the same time however many tasks wait. Only dead letters, whose number is capped, are read one by one.
 """
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from wakaq.broker import Broker
 from wakaq.errors import NotAMessage, WakaQError
@@ -44,6 +45,8 @@ class Snapshot(NamedTuple):
 class Inspector(Broker):
     """A Broker for commands."""
 
+    client: Any  # which types replies as what any of redis-py's clients may return
+
     def look(self) -> Snapshot:
         """Count."""
         with self.client.pipeline(transaction=False) as pipe:
@@ -60,9 +63,7 @@ class Inspector(Broker):
         for number, queue in enumerate(self.queues):
             pending, delayed, dead, stats = replies[4 * number : 4 * number + 4]
             counters = {name: int(stats.get(name.encode(), 0)) for name in _COUNTERS}
-            queues.append(
-                (queue, Counts(pending, delayed, inflight[queue.name], dead, counters))
-            )
+            queues.append((queue, Counts(pending, delayed, inflight[queue.name], dead, counters)))
         # Not the tombstones of those that were rescued, nor workers that outlive their supervisor.
         supervisors = {owner: entry for owner, entry in owners.items() if "children" in entry}
         return Snapshot(queues, {o: e for o, e in supervisors.items() if not o.startswith("dead:")})
@@ -73,12 +74,12 @@ class Inspector(Broker):
             lanes = []
             for owner, entry in owners.items():
                 size = entry.get("concurrency")
-                for queue in self.queues if isinstance(size, int) else ():
-                    for number in range(size + 1):
-                        pipe.llen(self.keys.inflight(queue, owner, number))
-                        lanes.append(queue.name)
+                numbers = range(size + 1 if isinstance(size, int) else 0)
+                for queue, number in itertools.product(self.queues, numbers):
+                    pipe.llen(self.keys.inflight(queue, owner, number))
+                    lanes.append(queue.name)
             for name, length in zip(lanes, pipe.execute(), strict=True):
-                counts[name] += length
+                counts[name] += cast("int", length)
         return counts
 
     def purge(self, queue: Queue) -> tuple[int, int]:
@@ -92,7 +93,7 @@ class Inspector(Broker):
     # -- dead letters: index 0 is the oldest, so that a new one changes no other's index ------------
 
     def count_dead(self, queue: Queue) -> int:
-        return self.client.llen(self.keys.dead(queue))
+        return int(self.client.llen(self.keys.dead(queue)))
 
     def dead(self, queue: Queue, newest: int) -> Iterator[tuple[int, bytes]]:
         """Return the newest dead letters, these first, each with its index."""
@@ -114,10 +115,11 @@ class Inspector(Broker):
                 pipe.lindex(self.keys.dead(queue), -1 - index)
             pipe.llen(self.keys.dead(queue))
             *letters, count = pipe.execute()
-        if gone := [index for index, letter in zip(indexes, letters, strict=True) if letter is None]:
+        if None in letters:
+            index = indexes[letters.index(None)]
             there = f"there are 0 to {count - 1}" if count else "there are none"
-            raise WakaQError(f"dead letter {gone[0]} of queue {queue.name!r} is gone; {there}")
-        return letters
+            raise WakaQError(f"dead letter {index} of queue {queue.name!r} is gone; {there}")
+        return cast("list[bytes]", letters)
 
     def revive(self, queue: Queue, letter: bytes) -> bool:
         """Put a dead letter's task back at the end of its queue, to start anew; False if the letter is gone.
@@ -136,16 +138,12 @@ class Inspector(Broker):
         keys = [self.keys.dead(queue), self.keys.queue(queue)]
         return bool(self._script("revive")(keys=keys, args=[letter, payload]))
 
-    def drop(self, queue: Queue, letter: bytes) -> bool:
-        """Delete a dead letter; False if it is gone."""
-        return self.client.lrem(self.keys.dead(queue), -1, letter) == 1
-
-    def drop_all(self, queue: Queue) -> int:
-        """Delete all dead letters of a queue; returns how many there were."""
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.llen(self.keys.dead(queue)).unlink(self.keys.dead(queue))
-            count, _ = pipe.execute()
-        return count
+    def drop(self, queue: Queue, letters: Sequence[bytes]) -> int:
+        """Delete dead letters; returns how many were still there."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for letter in letters:
+                pipe.lrem(self.keys.dead(queue), -1, letter)
+            return sum(pipe.execute())
 
 
 def _read(raw: bytes) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import base64
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from wakaq.errors import WakaQError
 
@@ -28,9 +27,13 @@ class Letter:
     at: str = ""
 
     def encode(self) -> bytes:
-        fields: dict[str, Any] = {
+        return json.dumps(self.to_dict()).encode()
+
+    def to_dict(self) -> dict[str, str]:
+        """Return it as JSON can hold it."""
+        fields = {
             "reason": self.reason,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "at": self.at or datetime.now(UTC).isoformat(timespec="seconds"),
             "worker": self.worker,
             "traceback": self.traceback[-_TAIL:],
         }
@@ -38,7 +41,7 @@ class Letter:
             fields["payload"] = self.payload.decode()
         except UnicodeDecodeError:  # Whatever was found in the queue is kept, to the byte.
             fields["payload_base64"] = base64.b64encode(self.payload).decode()
-        return json.dumps(fields).encode()
+        return fields
 
     @classmethod
     def decode(cls, letter: bytes) -> "Letter":

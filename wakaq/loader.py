@@ -2,8 +2,10 @@
 
 import difflib
 import importlib
+import pkgutil
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 from wakaq.app import WakaQ
@@ -31,8 +33,11 @@ def load(path: str) -> WakaQ:
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise _import_failed(path, error) from error
+        parent, _, last = str(error.name).rpartition(".")
+        places = sys.modules[parent].__path__ if parent else [here]
+        hint = suggest(last, [module.name for module in pkgutil.iter_modules(places)])
         raise ConfigError(
-            f"--app={path!r}: no module named {error.name!r} in {here} or installed"
+            f"--app={path!r}: no module named {error.name!r} in {here} or installed{hint}"
         ) from error
     # Broad: it is the application's code, which may raise anything; what it was is said in one line.
     except Exception as error:
@@ -42,14 +47,16 @@ def load(path: str) -> WakaQ:
         found.validate()
         return found
     apps = [name for name, value in vars(module).items() if isinstance(value, WakaQ)]
-    near = difflib.get_close_matches(variable, apps, 1, 0.0)
-    remedy = f"did you mean {module_name}.{near[0]}?" if near else "the module has no WakaQ(...)"
-    what = (
-        "there is no such variable"
-        if found is None
-        else f"it is no WakaQ but {type(found).__name__}"
-    )
-    raise ConfigError(f"--app={path!r}: {what}; {remedy}")
+    remedy = suggest(variable, apps, 0.0) or "; the module has no WakaQ(...)"
+    kind = type(found).__name__
+    what = "there is no such variable" if found is None else f"it is no WakaQ but a {kind}"
+    raise ConfigError(f"--app={path!r}: {what}{remedy}")
+
+
+def suggest(name: str, known: Iterable[str], least: float = 0.6) -> str:
+    """Return the end of an error message with the likely name, empty if none is as near as `least` says."""
+    near = difflib.get_close_matches(name, known, 1, least)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _import_failed(path: str, error: Exception) -> ConfigError:
