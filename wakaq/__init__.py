@@ -1,5 +1,7 @@
 """WakaQ: runs Python functions in the background, on Redis. What applications import; nothing is defined here."""
 
+import logging
+
 from wakaq.app import WakaQ
 from wakaq.cron import CronTask
 from wakaq.errors import (
@@ -25,3 +27,5 @@ __all__ = [
     "WakaQ",
     "WakaQError",
 ]
+
+logging.getLogger("wakaq").addHandler(logging.NullHandler())

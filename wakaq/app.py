@@ -11,7 +11,6 @@ from wakaq import wrapping
 from wakaq.broker import Broker
 from wakaq.cron import CronTask
 from wakaq.errors import ConfigError, SoftTimeout, UnknownQueue, UnknownTask
-from wakaq.log import LOG_FORMAT, TASK_LOG_FORMAT
 from wakaq.message import Call, Message
 from wakaq.queue import Queue, in_order
 from wakaq.settings import Duration, Policy, RetryDelay, RetryOn, Settings
@@ -70,8 +69,8 @@ class WakaQ:
         scheduler_log_file: LogFile = None,
         worker_log_level: int | str = "INFO",
         scheduler_log_level: int | str = "DEBUG",
-        log_format: str = LOG_FORMAT,
-        task_log_format: str = TASK_LOG_FORMAT,  # with task, task_args, task_kwargs, task_retry
+        log_format: str | None = None,  # None: that of wakaq.settings
+        task_log_format: str | None = None,  # the same; with task, task_args and so on
         socket_timeout: Duration = 15,
         socket_connect_timeout: Duration = 15,
         health_check_interval: Duration = 30,  # idle connections are checked before use; 0: never

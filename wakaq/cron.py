@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from math import floor
 from typing import Any, Protocol
-from zoneinfo import ZoneInfo
 
 from wakaq.errors import ConfigError
 from wakaq.message import Message
@@ -107,7 +106,7 @@ class CronTask:
         return tick
 
     def _iterator(self, moment: float) -> Any:
-        # The one import that waits: an application without schedules should not pay for croniter.
+        # This import and the one below wait: an application without schedules should not pay for them.
         from croniter import croniter  # noqa: PLC0415
 
         return croniter(self.schedule, datetime.fromtimestamp(moment, self._zone))
@@ -133,6 +132,8 @@ class CronTask:
 def _zone(task_name: str, name: str | None) -> tzinfo:
     if name is None:
         return UTC
+    from zoneinfo import ZoneInfo  # noqa: PLC0415
+
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, TypeError, OSError) as error:

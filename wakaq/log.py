@@ -11,11 +11,6 @@ from typing import Any, Protocol
 
 from wakaq.errors import ConfigError
 
-LOG_FORMAT = "[%(asctime)s] %(levelname)s %(process)d: %(message)s"
-TASK_LOG_FORMAT = (
-    "[%(asctime)s] %(levelname)s %(process)d in %(task)s"
-    " args=%(task_args)s kwargs=%(task_kwargs)s retry=%(task_retry)s: %(message)s"
-)
 _HANDLER = "wakaq"
 
 
@@ -30,8 +25,6 @@ class Running(Protocol):
 
 # The message whose task runs in this context; set by the executor, None between tasks.
 current: ContextVar[Running | None] = ContextVar("wakaq_current", default=None)
-
-logging.getLogger("wakaq").addHandler(logging.NullHandler())
 
 
 class _Formatter(logging.Formatter):
@@ -48,20 +41,6 @@ class _Formatter(logging.Formatter):
         record.task, record.task_retry = running.name, running.retry
         record.task_args, record.task_kwargs = running.args, running.kwargs
         return self._in_task.format(record)
-
-
-def check_format(option: str, log_format: str, *, in_task: bool = False) -> str:
-    """Return the format; raise ConfigError if no record can be written with it."""
-    record = logging.makeLogRecord({"msg": "", "levelname": "INFO"})
-    if in_task:
-        record.__dict__.update(task="", task_args=[], task_kwargs={}, task_retry=0)
-    try:
-        logging.Formatter(log_format).format(record)
-    except (ValueError, TypeError) as error:
-        remedy = "use the fields of logging.LogRecord, and %(task)s, %(task_args)s, %(task_kwargs)s"
-        message = f"{option}={log_format!r}: {error}; {remedy}, %(task_retry)s in task_log_format"
-        raise ConfigError(message) from error
-    return log_format
 
 
 def configure(

@@ -11,11 +11,16 @@ from urllib.parse import urlsplit
 
 from wakaq.concurrency import available_cores, evaluate
 from wakaq.errors import ConfigError
-from wakaq.log import check_format
 
 Duration = float | timedelta
 RetryOn = type[BaseException] | tuple[type[BaseException], ...]
 RetryDelay = Duration | Callable[[int], Duration]
+
+LOG_FORMAT = "[%(asctime)s] %(levelname)s %(process)d: %(message)s"
+TASK_LOG_FORMAT = (
+    "[%(asctime)s] %(levelname)s %(process)d in %(task)s"
+    " args=%(task_args)s kwargs=%(task_kwargs)s retry=%(task_retry)s: %(message)s"
+)
 
 _LONGEST = 10**9  # seconds, 31 years: what every clock and timer can take
 _MOST_PERCENT = 99
@@ -23,6 +28,7 @@ _DURATIONS = ("socket_timeout", "socket_connect_timeout", "health_check_interval
 _OPTIONAL = {
     *("url", "username", "password", "soft_timeout", "hard_timeout", "shutdown_timeout"),
     *("max_mem_percent", "max_tasks_per_worker", "worker_log_file", "scheduler_log_file"),
+    *("log_format", "task_log_format"),
 }
 _RANGES = {
     "port": (1, 65_535),
@@ -174,32 +180,35 @@ class Settings:
             options[name] = seconds(options[name], name, zero=name == "health_check_interval")
         for name, (least, most) in _RANGES.items():
             integer(options[name], name, least, most)
-        percent = options["max_mem_percent"]
-        if percent is not None and not (
-            type(percent) in {int, float} and 1 <= percent <= _MOST_PERCENT
-        ):
-            raise ConfigError(f"max_mem_percent={percent!r}: give a number from 1 to 99")
         cores = available_cores()
         for name, least in (("concurrency", 1), ("async_concurrency", 0)):
             options[name] = evaluate(options[name], cores, name, least)
         for name in ("worker_log_level", "scheduler_log_level"):
             options[name] = _log_level(options[name], name)
-        check_format("log_format", options["log_format"])
-        check_format("task_log_format", options["task_log_format"], in_task=True)
+        for name, default in (("log_format", LOG_FORMAT), ("task_log_format", TASK_LOG_FORMAT)):
+            options[name] = _log_format(options[name] or default, name)
         check_prefix("prefix", options["prefix"])
         options["exclude_queues"] = tuple(options["exclude_queues"])
-        _check_address(**options)
+        _check(**options)
         return cls(**options)
 
 
-def _check_address(
-    url: Any, host: Any, wait_timeout: float, socket_timeout: float, **_: Any
+def _check(
+    url: Any,
+    host: Any,
+    max_mem_percent: Any,
+    wait_timeout: float,
+    socket_timeout: float,
+    **_: Any,
 ) -> None:
     # Not the whole URL in the message: it may hold a password.
     if url is not None and (scheme := urlsplit(url).scheme) not in {"redis", "rediss", "unix"}:
         raise ConfigError(f"url starts with {scheme!r}: give one of redis://, rediss:// or unix://")
     if not isinstance(host, str) or not host:
         raise ConfigError(f"host={host!r}: give a name or an address")
+    percent = 1 if max_mem_percent is None else max_mem_percent
+    if type(percent) not in {int, float} or not 1 <= percent <= _MOST_PERCENT:
+        raise ConfigError(f"max_mem_percent={percent!r}: give a number from 1 to 99")
     if wait_timeout >= socket_timeout:
         raise ConfigError(
             f"wait_timeout={wait_timeout:g} is not below socket_timeout={socket_timeout:g}, so every"
@@ -211,6 +220,19 @@ def check_prefix(option: str, prefix: Any) -> None:
     """Raise ConfigError if a prefix could spoil the form of keys."""
     if not isinstance(prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", prefix):
         raise ConfigError(f"{option}={prefix!r}: use letters, digits, '_', '-', '.' and ':'")
+
+
+def _log_format(log_format: str, option: str) -> str:
+    record = logging.makeLogRecord({"levelname": "INFO"})
+    if option == "task_log_format":
+        record.__dict__.update(task="", task_args=[], task_kwargs={}, task_retry=0)
+    try:
+        logging.Formatter(log_format).format(record)
+    except (ValueError, TypeError) as error:
+        remedy = "use the fields of logging.LogRecord, and %(task)s, %(task_args)s, %(task_kwargs)s"
+        message = f"{option}={log_format!r}: {error}; {remedy}, %(task_retry)s in task_log_format"
+        raise ConfigError(message) from error
+    return log_format
 
 
 def _log_level(level: Any, option: str) -> int:

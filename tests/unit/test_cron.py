@@ -212,7 +212,8 @@ def test_without_a_schedule_nothing_heavy_is_imported():
         "click",
         "rich",
         "multiprocessing",
-        "importlib.resources",
+        "logging.handlers",
+        "zoneinfo",
     }
     code = (
         "import sys, redis; before = set(sys.modules); import wakaq;"

@@ -122,9 +122,10 @@ def test_options_are_brought_into_one_form():
         ({"scheduler_log_level": -1}, "scheduler_log_level=-1"),
         ({"log_format": "%(task)s"}, r"log_format='%\(task\)s'"),
         ({"log_format": "%(message"}, "log_format"),
+        ({"log_format": "%(message)d"}, "log_format"),
+        ({"log_format": "{message}"}, "log_format"),
         ({"task_log_format": "%(nothing)s"}, "task_log_format"),
         ({"task_log_format": "no field"}, "task_log_format"),
-        ({"log_format": None}, "log_format=None"),
         ({"socket_timeout": None}, "socket_timeout=None"),
         ({"socket_timeout": 0}, "socket_timeout=0"),
         ({"wait_timeout": 0}, "wait_timeout=0"),
@@ -136,6 +137,14 @@ def test_a_bad_option_is_refused_by_name_and_value(options, names):
         make(**options)
 
     assert "secret" not in str(caught.value)
+
+
+def test_task_fields_are_for_the_format_in_tasks():
+    task_log_format = "%(task)s %(task_args)s %(task_kwargs)s %(task_retry)d"
+
+    assert make(task_log_format=task_log_format).settings.task_log_format == task_log_format
+    assert "%(task)s" in make().settings.task_log_format
+    assert "%(task)s" not in make().settings.log_format
 
 
 def test_a_password_is_not_shown():
