@@ -91,7 +91,11 @@ class Server:
 
     def client(self, **options: object) -> redis_py.Redis:
         """Return a new client, to be closed by the caller; it retries once, so that a restart is no error."""
-        options = {"retry": Retry(NoBackoff(), 1), "password": self.password} | options
+        options = {
+            "retry": Retry(NoBackoff(), 1),
+            "socket_timeout": 60,  # redis-py's default would end the wait of a BLPOP
+            "password": self.password,
+        } | options
         return redis_py.Redis.from_url(self.url, **options)
 
     def stop(self) -> None:
@@ -189,12 +193,13 @@ class Command:
         return status
 
     def destroy(self) -> None:
-        """Kill whatever is left of the command."""
+        """Kill whatever is left of the command; pytest shows its log if the test failed."""
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait(10)
         wait_for(lambda: not self.processes())
+        sys.stdout.write(f"{self.process.args}, pid {self.pid}:\n{self.log}")
 
 
 @pytest.fixture(scope="session")
