@@ -90,16 +90,9 @@ class Broker:
         """Lend this thread's own connection, which skips the pool's locks; it ends with its thread."""
         connection = getattr(self._local, "connection", None)
         if connection is None or self._local.pid != os.getpid():
-            pool = self.client.connection_pool
-            connection = pool.connection_class(**pool.connection_kwargs)
+            connection = self.connection()
             self._local.connection, self._local.pid = connection, os.getpid()
-        try:
-            # A connection that the server closed while it lay idle has to be found out before anything is sent: later,
-            # nobody could tell whether the command was executed.
-            if connection.can_read():
-                connection.disconnect()
-        except redis.ConnectionError:
-            connection.disconnect()
+        _freshen(connection)
         try:
             yield connection
         except redis.ResponseError:
@@ -185,14 +178,30 @@ class Broker:
             logger.error("Redis refuses: %s", error)
         return turn.read(reply)
 
-    def wait_and_claim(self, lane: Lane) -> bytes | None:
-        """Block until a payload is in the lane's queue, at most `wait_timeout` seconds, and claim it."""
-        key = self.keys.queue(lane.queue)
-        # Not blmove(), whose types know no fractions of seconds.
-        command = ("BLMOVE", key, lane.key, "LEFT", "RIGHT", self.settings.wait_timeout)
-        return cast(
-            "bytes | None", self.client.execute_command(*command)
-        )  # blmove() takes no fractions of seconds
+    def connection(self) -> Connection:
+        """Return a connection outside the pool, not connected yet."""
+        pool = self.client.connection_pool
+        connection: Connection = pool.connection_class(**pool.connection_kwargs)
+        return connection
+
+    def begin_claim(self, connection: Connection, lane: Lane) -> int:
+        """Ask for the next payload of the lane's queue, for `wait_timeout` seconds; returns the socket to wait on."""
+        _freshen(connection)
+        command = (
+            "BLMOVE",
+            self.keys.queue(lane.queue),
+            lane.key,
+            "LEFT",
+            "RIGHT",
+            self.settings.wait_timeout,
+        )
+        connection.send_command(*command)  # type: ignore[no-untyped-call]
+        sock: Any = connection._sock  # noqa: SLF001 - redis-py offers no other way to wait for it
+        return cast(int, sock.fileno())
+
+    def end_claim(self, connection: Connection) -> bytes | None:
+        """Read the answer: a payload, or None when the time was over."""
+        return cast("bytes | None", connection.read_response())
 
     def inflight(
         self, worker_id: str, lanes: Sequence[Lane]
@@ -292,6 +301,18 @@ class Broker:
 
     def close(self) -> None:
         self.client.close()
+
+
+def _freshen(connection: Any) -> None:
+    """Find out that the server closed a connection while it lay idle, before anything is sent on it.
+
+    Later, nobody could tell whether the command was executed.
+    """
+    try:
+        if connection.can_read():
+            connection.disconnect()
+    except redis.ConnectionError:
+        connection.disconnect()
 
 
 async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:

@@ -5,6 +5,7 @@ here, and `Ledger` finds out afterwards what Redis has seen of it.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import queue as queues
@@ -22,12 +23,10 @@ from wakaq.supervisor.autopsy import grouped, running_tasks, settle
 from wakaq.supervisor.child import Child
 from wakaq.supervisor.crew import Crew
 from wakaq.supervisor.events import (
-    Arrived,
     Blocked,
     Booted,
     BootFailed,
     Crashed,
-    Doubt,
     Drain,
     Ended,
     Finish,
@@ -37,26 +36,28 @@ from wakaq.supervisor.events import (
     Retire,
     Retiring,
 )
+from wakaq.supervisor.lease import Lease
 from wakaq.supervisor.ledger import Evicted, Ledger
 from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.watcher import Watcher
 from wakaq.turn import Claim, Settlement
 
 logger = logging.getLogger("wakaq.supervisor")
 
 GLANCE = 0.025  # seconds between looks for what is to be recalled
 PAUSE = 0.05  # seconds without claims, after one that nobody could take
-POLL = 0.05  # seconds between claims while watchers are held
+POLL = 0.05  # seconds between claims while watchers rest
 
 
 class Dispatcher(threading.Thread):
-    """The thread; `post` and `wanted` are for the others."""
+    """The thread; `post` is for the others."""
 
     def __init__(
         self,
         app: WakaQ,
         broker: Broker,
         outage: Outage,
-        register: Callable[[], str],
+        lease: Lease,
         tell_main: Callable[[tuple[Any, ...]], None],
     ) -> None:
         """Prepare the thread.
@@ -65,17 +66,16 @@ class Dispatcher(threading.Thread):
             app: The application.
             broker: The way to Redis.
             outage: Where to report that Redis is away, or back.
-            register: Registers this supervisor under a new id, which it returns.
+            lease: Registers this supervisor under a new id, where it was declared dead.
             tell_main: Posts an event to the main thread.
         """
         super().__init__(name="wakaq-dispatcher")
         # Fixed.
-        self._register = register
+        self._lease = lease
         self._app = app
         self._broker = broker
         self._outage = outage
         self._tell_main = tell_main
-        self._served = [q for q in app.queues if q.name not in app.settings.exclude_queues]
         self._concurrency = app.settings.concurrency
 
         # Any thread.
@@ -83,13 +83,11 @@ class Dispatcher(threading.Thread):
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
         os.set_blocking(self._wake_writer, False)
-        # Set while a payload that arrives would start at once: watchers claim only then.
-        self.wanted = threading.Event()
-        # Each watcher adds itself before it looks at `wanted`, and takes itself out when it has posted what it claimed.
-        self.claiming: set[object] = set()
 
         # This thread only.
-        self.ledger = Ledger(broker, self._served)
+        served = [q for q in app.queues if q.name not in app.settings.exclude_queues]
+        self.ledger = Ledger(broker, served)
+        self._watchers = [Watcher(broker, queue) for queue in served]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._crew = Crew(app, self._send)
@@ -120,14 +118,20 @@ class Dispatcher(threading.Thread):
     def _is_finished(self) -> bool:
         if self._finish_by is None or not self._events.empty():
             return False
-        return self.ledger.is_settled or time.monotonic() > self._finish_by
+        is_settled = self.ledger.is_settled and not any(
+            watcher.is_waiting for watcher in self._watchers
+        )
+        return is_settled or time.monotonic() > self._finish_by
 
     def _step(self) -> None:
         for key, mask in self._selector.select(self._patience(time.monotonic())):
-            if key.data is None:
-                os.read(self._wake_reader, 4096)
-            else:
-                self._attend(key.data, mask)
+            match key.data:
+                case Child() as child:
+                    self._attend(child, mask)
+                case Watcher() as watcher:
+                    self._call(functools.partial(self._answer, watcher))
+                case _:
+                    os.read(self._wake_reader, 4096)
         while not self._events.empty():
             self._handle(self._events.get())
         now = time.monotonic()
@@ -137,10 +141,13 @@ class Dispatcher(threading.Thread):
             self._call(self._compare)
         if not self.ledger.is_in_doubt:
             self._turn(now)
-        if self._is_drained and self._may_claim(now) and self._crew.has_idle():
-            self.wanted.set()
-        else:
-            self.wanted.clear()
+        if (
+            self._is_drained
+            and self._may_claim(now)
+            and self._crew.has_idle()
+            and self._lease.is_fresh()
+        ):
+            self._call(self._watch)
 
     def _patience(self, now: float) -> float:
         """Return how long nothing but an event needs attention."""
@@ -225,10 +232,6 @@ class Dispatcher(threading.Thread):
 
     def _handle(self, event: Any) -> None:
         match event:
-            case Arrived(claim):
-                self._distribute([claim])
-            case Doubt():
-                self.ledger.doubt(time.monotonic())
             case Relay(payload):
                 self._crew.relay_later(payload, 0.0)
             case Drain():
@@ -292,7 +295,7 @@ class Dispatcher(threading.Thread):
         if self.ledger.is_settled and not (wants and (is_polling or not self._is_drained)):
             return
         self._polled_at = now
-        self._call(lambda: self._claim(wants, now))
+        self._call(functools.partial(self._claim, wants, now))
 
     def _claim(self, wants: list[tuple[int, int]], now: float) -> None:
         claims = self.ledger.turn(wants)
@@ -302,6 +305,19 @@ class Dispatcher(threading.Thread):
             not wants and self._is_drained
         )
         self._distribute(claims)
+
+    def _watch(self) -> None:
+        """Have the server wait for work in the queues that nobody waits for yet."""
+        for watcher, lane in zip(self._watchers, self.ledger.lanes(0), strict=True):
+            if not watcher.is_waiting:
+                watcher.ask(lane)
+                self._selector.register(watcher.fd, selectors.EVENT_READ, watcher)
+
+    def _answer(self, watcher: Watcher) -> None:
+        self._selector.unregister(watcher.fd)
+        claim = watcher.answer()
+        if claim is not None:
+            self._distribute([claim])
 
     def _call(self, ask: Callable[[], None]) -> None:
         """Ask something of Redis, and live with it being away."""
@@ -322,18 +338,21 @@ class Dispatcher(threading.Thread):
     def _compare(self) -> None:
         now = time.monotonic()
         known = [claim for child in self._crew.children for claim in child.assigned.values()]
-        numbers = [*range(1, self._concurrency + 1)]
-        if not self.wanted.is_set() and not self.claiming:
-            numbers.insert(0, 0)
+        lanes = [
+            lane for number in range(1, self._concurrency + 1) for lane in self.ledger.lanes(number)
+        ]
+        # While the server may still answer a watcher, nobody can tell a stray from a claim that is on its way.
+        watched = zip(self._watchers, self.ledger.lanes(0), strict=True)
+        lanes += [lane for watcher, lane in watched if not watcher.is_waiting]
         try:
-            self.ledger.compare(known, numbers, now)
+            self.ledger.compare(known, lanes, now)
         except Evicted:
             logger.warning(
                 "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
             )
             for child in self._crew.children:
                 self._crew.ask_back(child)
-            self.ledger.rename(self._register())
+            self.ledger.rename(self._lease.register())
 
     def _distribute(self, claims: Sequence[Claim]) -> None:
         surplus = self._crew.distribute(claims)

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from wakaq.supervisor.child import Child
-from wakaq.turn import Claim
 
 
 # What others post.
@@ -11,16 +10,6 @@ class Joined(NamedTuple):
     """A worker was spawned."""
 
     child: Child
-
-
-class Arrived(NamedTuple):
-    """A watcher has claimed a payload."""
-
-    claim: Claim
-
-
-class Doubt(NamedTuple):
-    """A watcher lost its connection, and with it perhaps a claim."""
 
 
 class Relay(NamedTuple):

@@ -83,18 +83,17 @@ class Ledger:
         self.compare_at = now + backoff(self._failures)
         self._failures += 1
 
-    def compare(self, known: Iterable[Claim], numbers: Iterable[int], now: float) -> None:
+    def compare(self, known: Iterable[Claim], lanes: Sequence[Lane], now: float) -> None:
         """Drop what the server has executed, and give back what it claimed for us unseen.
 
         Args:
             known: Every claim that some child has.
-            numbers: Whose lanes to look into.
+            lanes: Where to look.
             now: Monotonic time.
 
         Raises:
             Evicted: This supervisor has to register anew, under another id.
         """
-        lanes = [lane for number in numbers for lane in self.lanes(number)]
         last_turn, contents = self._broker.inflight(self.worker_id, lanes)
         if last_turn is None:
             raise Evicted

@@ -42,7 +42,6 @@ from wakaq.supervisor.outage import Outage
 from wakaq.supervisor.promoter import Promoter
 from wakaq.supervisor.service import Service
 from wakaq.supervisor.timeouts import Timeouts, read_stacks
-from wakaq.supervisor.watcher import Watcher
 from wakaq.titles import set_title
 from wakaq.worker.worker import InheritedFile, Spec, main
 
@@ -92,18 +91,13 @@ class Supervisor:
 
         # The threads.
         self._lease = Lease(app, self._broker, outage, self._describe)
-        self._dispatcher = Dispatcher(app, self._broker, outage, self._lease.register, self._tell)
-        served = [queue for queue in app.queues if queue.name not in app.settings.exclude_queues]
+        self._dispatcher = Dispatcher(app, self._broker, outage, self._lease, self._tell)
         # Those that bring work, and end first; then those that guard it, and end last.
         self._bringing: list[Service] = [
-            Watcher(self._broker, queue, self._dispatcher, outage, self._lease.is_fresh)
-            for queue in served
-        ]
-        self._bringing += [
             Promoter(self._broker, outage),
             Broadcast(self._broker, self._dispatcher, outage),
+            *more_services(self._broker, outage),
         ]
-        self._bringing += more_services(self._broker, outage)
         self._guarding: list[Service] = [
             self._lease,
             Heartbeat(self._read_children, self._dispatcher.post, outage),

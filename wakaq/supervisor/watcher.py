@@ -1,58 +1,36 @@
-"""Blocks for new work in one queue while some worker is idle, and claims it. Not for a busy machine: see `dispatcher`."""
+"""A connection on which the server waits until a queue has work. Not for a busy machine: there, the dispatcher claims.
 
-from collections.abc import Callable
+No thread waits for the answer, but the dispatcher's selector: so a payload reaches an idle worker with one thread awake.
+"""
 
-from wakaq.broker import OUTAGES, Broker
+from wakaq.broker import Broker
 from wakaq.queue import Queue
-from wakaq.supervisor.dispatcher import Dispatcher
-from wakaq.supervisor.events import Arrived, Doubt
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
-from wakaq.turn import Claim
+from wakaq.turn import Claim, Lane
 
 
-class Watcher(Service):
-    """The thread that watches one queue."""
+class Watcher:
+    """Watches one queue (dispatcher thread only)."""
 
-    interval = 0.0
-
-    def __init__(
-        self,
-        broker: Broker,
-        queue: Queue,
-        dispatcher: Dispatcher,
-        outage: Outage,
-        holds_lease: Callable[[], bool],
-    ) -> None:
-        self.name = f"watcher-{queue.name}"
-        super().__init__(outage)
+    def __init__(self, broker: Broker, queue: Queue) -> None:
         self._broker = broker
-        self._queue = queue
-        self._dispatcher = dispatcher
-        self._holds_lease = holds_lease
+        self._connection = broker.connection()
+        self._lane: Lane | None = None
+        self.queue = queue
+        self.fd = -1
 
-    def tick(self, now: float) -> float | None:
-        del now
-        dispatcher = self._dispatcher
-        if not dispatcher.wanted.wait(self._broker.settings.wait_timeout):
-            return None
-        # Before the second look at `wanted`: once it is cleared, whoever is not in here claims nothing.
-        dispatcher.claiming.add(self)
-        try:
-            if not dispatcher.wanted.is_set():
-                return None
-            # A supervisor that was stopped for longer than its lease may have been declared dead: what it claimed then
-            # would be nobody's.
-            if not self._holds_lease():
-                return self._broker.settings.wait_timeout
-            lane = self._broker.lane(self._queue, dispatcher.ledger.worker_id, 0)
-            try:
-                payload = self._broker.wait_and_claim(lane)
-            except OUTAGES:
-                dispatcher.post(Doubt())
-                raise
-            if payload is not None:
-                dispatcher.post(Arrived(Claim(lane, payload)))
-        finally:
-            dispatcher.claiming.discard(self)
-        return None
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the server owes an answer, and so may claim."""
+        return self._lane is not None
+
+    def ask(self, lane: Lane) -> None:
+        """Have the server claim the next payload into this lane, if one comes within `wait_timeout`."""
+        self.fd = self._broker.begin_claim(self._connection, lane)
+        self._lane = lane
+
+    def answer(self) -> Claim | None:
+        """Return what was claimed; call it when the socket is readable, or has failed."""
+        assert self._lane is not None
+        lane, self._lane = self._lane, None
+        payload = self._broker.end_claim(self._connection)
+        return None if payload is None else Claim(lane, payload)
