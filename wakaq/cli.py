@@ -14,7 +14,6 @@ from wakaq.broker import Broker, RedisError
 from wakaq.embedded import EmbeddedServer
 from wakaq.errors import UnknownQueue, WakaQError
 from wakaq.inspector import Inspector
-from wakaq.letters import Letter
 from wakaq.loader import load, suggest
 from wakaq.log import configure
 from wakaq.message import describe
@@ -35,13 +34,11 @@ app_option = click.option(
     metavar="MODULE.VARIABLE",
     help="The application, such as shop.tasks.wakaq.",
 )
-
-
 queue_option = click.option("--queue", "name", required=True, metavar="NAME", help="The queue.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask, as on a terminal it would.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
-indexes_argument = click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
 all_option = click.option("--all", "is_all", is_flag=True, help="Mean all, as does no INDEX.")
+indexes_argument = click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
 
 
 @contextlib.contextmanager
@@ -216,14 +213,9 @@ def dead_list(path: str, name: str, limit: int, *, as_json: bool) -> None:
     Example: wakaq dead list --app=shop.tasks.wakaq --queue=emails
     """
     inspector, queue = find(path, name)
-    for index, raw in inspector.dead(queue, limit):
-        try:
-            letter = Letter.decode(raw)
-        except WakaQError as error:
-            letter = Letter(b"", str(error), "", "?", "?")
+    for index, _, letter in inspector.dead(queue, limit):
         if as_json:
-            fields = {"index": index, "task": describe(letter.payload), **letter.to_dict()}
-            click.echo(json.dumps(fields))
+            click.echo(json.dumps({"index": index, **letter.to_dict()}))
         else:
             click.secho(f"{index}  {describe(letter.payload)}", bold=True)
             click.echo(f"{letter.reason}, {letter.at}, {letter.worker}\n{letter.traceback}\n")
@@ -242,19 +234,11 @@ def dead_retry(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_
 
     Example: wakaq dead retry --app=shop.tasks.wakaq --queue=emails --all
     """
-    inspector, queue = find(path, name)
-    letters = choose(inspector, queue, indexes, is_all=is_all)
+    inspector, queue, letters = choose(path, name, indexes, is_all=is_all)
     if not indexes:
         confirm(f"Put back {len(letters)} tasks of queue {name!r}?", yes=yes or is_all)
-    count, strange = 0, 0
-    for letter in letters:
-        try:
-            count += inspector.revive(queue, letter)
-        except WakaQError as error:
-            strange += 1
-            click.echo(f"wakaq: {error}", err=True)
+    count = sum(inspector.revive(queue, letter) for letter in letters)
     click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
-    sys.exit(USER_ERROR if strange else 0)
 
 
 @dead.command("purge")
@@ -268,8 +252,7 @@ def dead_purge(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_
 
     Example: wakaq dead purge --app=shop.tasks.wakaq --queue=emails 17
     """
-    inspector, queue = find(path, name)
-    letters = choose(inspector, queue, indexes, is_all=is_all)
+    inspector, queue, letters = choose(path, name, indexes, is_all=is_all)
     confirm(f"Drop {len(letters)} dead letters of queue {name!r}?", yes=yes)
     click.echo(f"Dropped {inspector.drop(queue, letters)} dead letters of queue {name!r}")
 
@@ -277,25 +260,24 @@ def dead_purge(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_
 def find(path: str, name: str) -> tuple[Inspector, Queue]:
     """Return the inspector of an app, and its queue of this name."""
     app = load(path)
-    queues = app.queues_by_name
-    if name not in queues:
-        hint = suggest(name, queues)
-        raise UnknownQueue(
-            f"--queue={name!r} is unknown{hint}; the known ones: {', '.join(queues)}"
-        )
-    return Inspector(app.settings, app.queues), queues[name]
+    known = app.queues_by_name
+    if name not in known:
+        hint = suggest(name, known)
+        raise UnknownQueue(f"--queue={name!r}: the queues are {', '.join(known)}{hint}")
+    return Inspector(app.settings, app.queues), known[name]
 
 
 def choose(
-    inspector: Inspector, queue: Queue, indexes: tuple[int, ...], *, is_all: bool
-) -> list[bytes]:
-    """Return the dead letters of these indexes, all of them if there are none, the oldest first."""
+    path: str, name: str, indexes: tuple[int, ...], *, is_all: bool
+) -> tuple[Inspector, Queue, list[bytes]]:
+    """Find the dead letters of these indexes, all of them if there are none; the oldest first."""
     if indexes and is_all:
         raise click.UsageError("Give either INDEX or --all.", click.get_current_context())
+    inspector, queue = find(path, name)
     if indexes:
-        return inspector.find_dead(queue, sorted(set(indexes)))
-    letters = [letter for _, letter in inspector.dead(queue, inspector.count_dead(queue))]
-    return letters[::-1]
+        return inspector, queue, inspector.find_dead(queue, sorted(set(indexes)))
+    letters = [raw for _, raw, _ in inspector.dead(queue, inspector.count_dead(queue))]
+    return inspector, queue, letters[::-1]
 
 
 def confirm(question: str, *, yes: bool) -> None:

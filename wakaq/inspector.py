@@ -95,14 +95,14 @@ class Inspector(Broker):
     def count_dead(self, queue: Queue) -> int:
         return int(self.client.llen(self.keys.dead(queue)))
 
-    def dead(self, queue: Queue, newest: int) -> Iterator[tuple[int, bytes]]:
-        """Return the newest dead letters, these first, each with its index."""
+    def dead(self, queue: Queue, newest: int) -> Iterator[tuple[int, bytes, Letter]]:
+        """Return the newest dead letters, the last one first: index, wire form, and what it says."""
         count = self.count_dead(queue)
         for start in range(0, min(newest, count), _PAGE):
             # Counted from the oldest, too, as new ones may arrive meanwhile.
             first, last = start - count, min(start + _PAGE, newest, count) - count - 1
             page = self.client.lrange(self.keys.dead(queue), first, last)
-            yield from ((-1 - first - offset, letter) for offset, letter in enumerate(page))
+            yield from ((-1 - first - n, letter, _decode(letter)) for n, letter in enumerate(page))
 
     def find_dead(self, queue: Queue, indexes: list[int]) -> list[bytes]:
         """Return the dead letters of these indexes.
@@ -122,15 +122,11 @@ class Inspector(Broker):
         return cast("list[bytes]", letters)
 
     def revive(self, queue: Queue, letter: bytes) -> bool:
-        """Put a dead letter's task back at the end of its queue, to start anew; False if the letter is gone.
-
-        Raises:
-            WakaQError: It is no dead letter, and stays.
-        """
-        payload = Letter.decode(letter).payload
+        """Put a dead letter's task back at the end of its queue, to start anew; False if the letter is gone."""
+        payload = _decode(letter).payload
         try:
             message = Message.decode(payload)
-        except NotAMessage:  # somebody may have made a message of it by now: a newer release, say
+        except NotAMessage:  # what it is will be told in its next dead letter
             pass
         else:
             if message.retry or message.redelivered:
@@ -144,6 +140,13 @@ class Inspector(Broker):
             for letter in letters:
                 pipe.lrem(self.keys.dead(queue), -1, letter)
             return sum(pipe.execute())
+
+
+def _decode(raw: bytes) -> Letter:
+    try:
+        return Letter.decode(raw)
+    except WakaQError as error:  # somebody else's; as a payload it makes a dead letter that says so
+        return Letter(raw, str(error), "", "?", "?")
 
 
 def _read(raw: bytes) -> dict[str, Any]:
