@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 from wakaq.broker import OUTAGES, Broker, backoff
-from wakaq.frames import ASSIGNED, FINISHED, FREE, STARTED, Done, Outcome
+from wakaq.frames import ASSIGNED, FINISHED, STARTED, Done, Outcome
 from wakaq.turn import Lane, Settlement
 from wakaq.worker.executor import Executor, Item
 
@@ -42,26 +42,30 @@ class Orphan:
         executor.report = self._reports.put
         executor.stop()
         unstarted = executor.take_back()
-        running = self._running({item.slot for item in unstarted})
+        taken = self._taken({item.slot for item in unstarted})
+        # One look at each state: what ends from now on is reported here.
+        finished = [item for item, state in taken if state == FINISHED]
+        running = {item.slot: item for item, state in taken if state in {ASSIGNED, STARTED}}
         logger.warning("The supervisor is gone: ending after %d running tasks", len(running))
         try:
             self._take_over(unstarted, running)
+            # Those that the supervisor may not have acked. After the running ones are out of the old lane: an equal
+            # payload of theirs must not be acked in their place.
+            self._settle([Settlement(self._old_lane(i), "done", [i.payload]) for i in finished])
             while running:
                 self._hear(running)
             self._insist(lambda: self._broker.unregister(self._worker_id))
         except OUTAGES:
             logger.exception("Redis is still away: leaving what is in flight to be rescued")
 
-    def _running(self, unstarted: set[int]) -> dict[int, Item]:
-        """Return what the other threads have taken from the backlog and not reported."""
+    def _taken(self, unstarted: set[int]) -> list[tuple[Item, int]]:
+        """Return what the other threads have taken from the backlog, now or long ago, and its state."""
         states = self._executor.progress.states
-        return {
-            slot: item
+        return [
+            (item, states[slot])
             for slot, item in self._items.items()
-            if slot not in unstarted
-            and states[slot] in {ASSIGNED, STARTED, FINISHED}
-            and item.queue >= 0
-        }
+            if slot not in unstarted and item.queue >= 0
+        ]
 
     def _take_over(self, unstarted: list[Item], running: dict[int, Item]) -> None:
         app = self._executor.app
@@ -104,9 +108,12 @@ class Orphan:
                 self._settle([Settlement(self._own_lane(item), action, [item.payload], new, delay)])
 
     def _look_for_lost(self, running: dict[int, Item]) -> None:
-        """Settle what was reported to the supervisor just as it died; its report went nowhere."""
+        """Settle what was reported to the supervisor just as it died; its report went nowhere.
+
+        Also what it marked as assigned just before it died, and never sent.
+        """
         states = self._executor.progress.states
-        ended = {slot for slot in running if states[slot] in {FINISHED, FREE}}
+        ended = {slot for slot in running if states[slot] != STARTED}
         for slot in ended & self._lost:
             item = running.pop(slot)
             action = "done" if states[slot] == FINISHED else "requeue"
