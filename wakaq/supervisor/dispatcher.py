@@ -195,6 +195,8 @@ class Dispatcher(threading.Thread):
                 self._requeue(child.recalled(slots))
             case Ready():
                 child.is_ready = True
+                # What came while nobody could take it is claimed by priority, not by the fastest watcher.
+                self._is_drained = False
                 self._tell_main(Booted(child))
             case Failed(reason):
                 self._tell_main(BootFailed(child, reason))
