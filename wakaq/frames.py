@@ -115,14 +115,14 @@ class Channel:
             self._unsent = self._unsent[sent:]
         return True
 
-    def receive(self) -> list[Any]:
-        """Return the frames that have arrived: blocks for the first bytes if the socket does.
+    def receive(self, *, wait: bool = False) -> list[Any]:
+        """Return the frames that have arrived; with `wait`, block until there is something.
 
         Raises:
             EOFError: The peer is gone, and all that it had sent was returned before.
         """
         try:
-            data = self.sock.recv(_CHUNK)
+            data = self.sock.recv(_CHUNK, 0 if wait else socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         except OSError:

@@ -1,5 +1,9 @@
-"""The control thread of a worker: hears the supervisor, also while a task computes. Not for running anything."""
+"""The control thread of a worker: hears the supervisor, also while a task computes. Not for running anything.
 
+While the main thread has nothing to run it listens itself, so that work which arrives wakes no other thread first.
+"""
+
+import select
 import threading
 import time
 
@@ -14,10 +18,13 @@ class Control(threading.Thread):
 
     def __init__(self, channel: Channel, executor: Executor, worker_id: str) -> None:
         super().__init__(name="wakaq-control", daemon=True)
-        # This thread only.
+        # Fixed.
         self._channel = channel
         self._executor = executor
         self._worker_id = worker_id
+
+        # Whoever holds the lock: one thread at a time hears frames, and so in their order.
+        self._listening = threading.Lock()
         self._runner = AsyncRunner(executor)
         self._items: dict[int, Item] = {}  # by slot, until the slot is another message's
 
@@ -25,14 +32,30 @@ class Control(threading.Thread):
         self.is_orphan = False
 
     def run(self) -> None:
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
         try:
             while True:
-                for frame in self._channel.receive():
-                    self._hear(frame)
+                poll.poll()
+                with self._listening:
+                    self._listen(wait=False)
         except EOFError:
             if not self._executor.is_stopping:
                 self.is_orphan = True
                 Orphan(self._executor, self._worker_id, self._items).run()
+
+    def wait_for_work(self) -> None:
+        """Listen until something has arrived (main thread)."""
+        try:
+            with self._listening:
+                if self._executor.is_idle:
+                    self._listen(wait=True)
+        except EOFError:  # the control thread sees it as well, and has this one stop
+            self._executor.stopping.wait()
+
+    def _listen(self, *, wait: bool) -> None:
+        for frame in self._channel.receive(wait=wait):
+            self._hear(frame)
 
     def _hear(self, frame: object) -> None:
         executor = self._executor

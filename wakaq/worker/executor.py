@@ -1,9 +1,9 @@
 """Runs sync tasks in the main thread, one after another, and reports what became of them. Not for async tasks."""
 
 import logging
-import queue as queues
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -52,8 +52,7 @@ class Executor:
         # Any thread: deques and SimpleQueues need no lock.
         self._backlog: deque[Item] = deque()
         self._done: deque[int] = deque()
-        self._wakeup: queues.SimpleQueue[None] = queues.SimpleQueue()
-        self.is_stopping = False
+        self.stopping = threading.Event()
         self.running: Message | None = None  # written by the main thread
 
         # Main thread only.
@@ -70,7 +69,6 @@ class Executor:
             self._backlog.extendleft(items)
         else:
             self._backlog.extend(items)
-        self._wakeup.put(None)
 
     def take_back(self) -> list[Item]:
         """Return what has not been started, and will not be; in order."""
@@ -84,8 +82,16 @@ class Executor:
 
     def stop(self) -> None:
         """Have the loop end after the task that is running."""
-        self.is_stopping = True
-        self._wakeup.put(None)
+        self.stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.stopping.is_set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to run, nor a reason to end."""
+        return not self._backlog and not self.is_stopping
 
     def finished(self, slot: int) -> None:
         """Note that a task returned, in memory that a SIGKILL leaves readable."""
@@ -123,17 +129,15 @@ class Executor:
         signal.signal(signal.SIGUSR2, self._interrupt)
         sys.unraisablehook = self._rearm
 
-    def run(self) -> None:
-        while not self.is_stopping:
+    def run(self, wait_for_work: Callable[[], None]) -> None:
+        """Run what arrives until told to stop."""
+        while not self.stopping.is_set():
             try:
                 item = self._backlog.popleft()
             except IndexError:
                 self.flush()
-                if not self._wakeup.empty():
-                    self._wakeup.get()
-                    continue
                 self._show_idle()
-                self._wakeup.get()
+                wait_for_work()
             else:
                 self._process(item)
         self.flush()

@@ -63,7 +63,7 @@ def main(spec: Spec) -> None:
     control = Control(channel, executor, spec.worker_id)
     control.start()
     channel.send(Ready())
-    executor.run()
+    executor.run(control.wait_for_work)
     if control.is_orphan:
         control.join()
 
