@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker, RedisError
+from wakaq.broker import OUTAGES, Broker, RedisError
 from wakaq.embedded import EmbeddedServer
 from wakaq.errors import UnknownQueue, WakaQError
 from wakaq.inspector import Inspector
@@ -53,9 +53,11 @@ def reports_errors() -> Iterator[None]:
         fail(f"{' '.join(error.format_message().split())} See {command} --help")
     except WakaQError as error:
         fail(str(error))
-    except RedisError as error:
+    except OUTAGES as error:
         remedy = "check the app's url, host, port and password, and that it runs"
         fail(f"Redis cannot be used: {error}; {remedy}")
+    except RedisError as error:
+        fail(f"Redis refuses: {error}")
 
 
 def fail(message: str) -> NoReturn:

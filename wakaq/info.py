@@ -143,7 +143,7 @@ def tables(snapshot: Snapshot, per_second: dict[str, tuple[float, float]]) -> Gr
         priority = "" if queue.priority is None else str(queue.priority)
         queues.add_row(queue.name, priority, *cells, style="" if any(numbers) else "dim")
     workers = Table("host", "pid", "worker", box=None, pad_edge=False)
-    workers.add_column("runs", no_wrap=True, ratio=1)
+    workers.add_column("runs", no_wrap=True, ratio=1, overflow="ellipsis")
     workers.add_column("for", justify="right")
     workers.add_column("MB", justify="right")
     for entry in snapshot.supervisors.values():

@@ -86,8 +86,9 @@ class Inspector(Broker):
         """Empty a queue; returns how many pending and how many delayed tasks are gone."""
         waiting, delayed = self.keys.queue(queue), self.keys.eta(queue)
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.llen(waiting).zcard(delayed).unlink(waiting, delayed)
-            pending, later, _ = pipe.execute()
+            # Twice: a key of another type is an error before anything is dropped.
+            pipe.llen(waiting).zcard(delayed).execute()
+            pending, later, _ = pipe.llen(waiting).zcard(delayed).unlink(waiting, delayed).execute()
         return pending, later
 
     # -- dead letters: index 0 is the oldest, so that a new one changes no other's index ------------
