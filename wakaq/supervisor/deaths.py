@@ -29,11 +29,11 @@ def report(child: Child, status: int | None, victims: list[str]) -> None:
     level = logging.WARNING if status or victims else logging.INFO
     logger.log(
         level,
-        "Worker %d (pid %d) %s%s after %.1f s%s",
+        "Worker %d (pid %d) %s after %.1f s%s%s",
         child.number,
         child.pid,
         cause(status),
-        f", by us, because of: {death.reason}" if death else "",
         time.monotonic() - child.spawned_at,
+        f", by us, because of: {death.reason}" if death else "",
         f", while it ran {', '.join(victims)}" if victims else "",
     )
