@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, cast
@@ -44,6 +45,7 @@ OUTAGES = (
 RedisError = redis.RedisError
 LONGEST_BACKOFF = 2.0  # seconds
 PAGE = 1_000  # payloads in one command
+COMPLAIN_EVERY = 60.0  # seconds between two logs of one error
 
 logger = logging.getLogger("wakaq.broker")
 
@@ -68,6 +70,7 @@ class Broker:
         self._async_clients: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
         self._local = threading.local()
         self._scripts: dict[str, Script] = {}
+        self._complaints: dict[str, float] = {}  # error -> when to log it again
         # The start of an RPUSH to each queue, packed once: the hot path of `.delay()` only appends the payload.
         self._heads: dict[str, bytes] = {}
 
@@ -175,7 +178,7 @@ class Broker:
         if not reply[0]:
             raise TurnRefused
         for error in turn.errors(reply):
-            logger.error("Redis refuses: %s", error)
+            self.complain(error)
         return turn.read(reply)
 
     def connection(self) -> Connection:
@@ -211,7 +214,13 @@ class Broker:
             pipe.hget(self.keys.turns(self.queues[0]), worker_id)
             for lane in lanes:
                 pipe.lrange(lane.key, 0, -1)
-            turn, *payloads = pipe.execute()
+            turn, *payloads = pipe.execute(raise_on_error=False)
+        if isinstance(turn, Exception):
+            raise turn
+        for index, lane in enumerate(lanes):
+            if isinstance(payloads[index], Exception):
+                self.complain(f"{lane.key}: {payloads[index]}")
+                payloads[index] = []
         return None if turn is None else int(turn), payloads
 
     def promote(self, limit: int) -> tuple[int, float | None]:
@@ -219,7 +228,7 @@ class Broker:
         keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
         moved, wait, *errors = self._script("promote")(keys=keys, args=[limit])
         for error in errors:
-            logger.error("Redis refuses to move what is due: %s", error.decode())
+            self.complain(error.decode(errors="replace"))
         return moved, float(wait) if wait else None
 
     def subscribe(self) -> Any:
@@ -253,13 +262,13 @@ class Broker:
         entries = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.registry()))
         return {key.decode(errors="replace"): value for key, value in entries.items()}
 
-    def bury(self, worker_id: str, tombstone: str, entry: bytes) -> None:
-        """Fence a dead supervisor off, and keep its entry as a tombstone, under which its lanes can be found again."""
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.hdel(self.keys.turns(self.queues[0]), worker_id)
-            pipe.hset(self.keys.registry(), tombstone, entry)
-            pipe.hdel(self.keys.registry(), worker_id)
-            pipe.execute()
+    def bury(self, worker_id: str, tombstone: str, entry: bytes) -> bool:
+        """Fence a dead supervisor off, and keep its entry as a tombstone, under which its lanes can be found again.
+
+        False if the entry is another by now: the supervisor has moved, or was buried by others.
+        """
+        keys = [self.keys.registry(), self.keys.turns(self.queues[0])]
+        return bool(self._script("bury")(keys=keys, args=[worker_id, tombstone, entry]))
 
     def forget(self, field: str) -> None:
         self.client.hdel(self.keys.registry(), field)
@@ -288,7 +297,25 @@ class Broker:
         keys = [self.keys.cron(queue, identity), self.keys.queue(queue)]
         return bool(self._script("fire")(keys=keys, args=[f"{tick:.6f}", payload, remember]))
 
+    def risk_of_eviction(self) -> str | None:
+        """Return the server's `maxmemory-policy` if it may throw tasks away, None if it cannot, or does not tell."""
+        try:
+            options = self.client.config_get("maxmemory*")
+        except redis.ResponseError:  # forbidden, as hosted servers do
+            return None
+        policy = str(options.get("maxmemory-policy", "noeviction"))
+        return policy if policy != "noeviction" and options.get("maxmemory") != "0" else None
+
     # -- plumbing ----------------------------------------------------------------------------------
+
+    def complain(self, error: str) -> None:
+        """Log what Redis refuses, such as a key of a wrong type: not with every call that meets it."""
+        now = time.monotonic()
+        if now >= self._complaints.get(error, 0.0):
+            if len(self._complaints) > PAGE:
+                self._complaints.clear()
+            self._complaints[error] = now + COMPLAIN_EVERY
+            logger.error("Redis refuses: %s", error)
 
     def _script(self, name: str) -> Script:
         script = self._scripts.get(name)

@@ -4,6 +4,11 @@
 -- Returns how many were moved; what another rescuer was faster with is not moved again.
 local lane, queue, stats = KEYS[1], KEYS[2], KEYS[3]
 local moved, redelivered = 0, 0
+-- Before anything is removed that could not be pushed.
+local kind = redis.call('TYPE', queue).ok
+if kind ~= 'list' and kind ~= 'none' then
+  return redis.error_reply('WRONGTYPE ' .. queue .. ' is a ' .. kind .. ', not a list')
+end
 for i = #ARGV - 1, 1, -2 do
   if redis.call('LREM', lane, -1, ARGV[i]) == 1 then
     redis.call('LPUSH', queue, ARGV[i + 1])
@@ -11,5 +16,5 @@ for i = #ARGV - 1, 1, -2 do
     if ARGV[i] ~= ARGV[i + 1] then redelivered = redelivered + 1 end
   end
 end
-if redelivered > 0 then redis.call('HINCRBY', stats, 'redelivered', redelivered) end
+if redelivered > 0 then redis.pcall('HINCRBY', stats, 'redelivered', redelivered) end
 return moved

@@ -46,6 +46,7 @@ logger = logging.getLogger("wakaq.supervisor")
 
 GLANCE = 0.025  # seconds between looks for what is to be recalled
 PAUSE = 0.05  # seconds without claims, after one that nobody could take
+WATCH = 1.0  # seconds between looks whether a watcher should wait
 POLL = 0.05  # seconds between claims while watchers rest
 
 
@@ -94,6 +95,7 @@ class Dispatcher(threading.Thread):
         self._is_drained = False  # the last turn left nothing in the queues
         self._is_draining = False
         self._finish_by: float | None = None
+        self._has_looked = False  # for what was claimed unseen, at the end
         self._paused_until = 0.0
         self._polled_at = 0.0
 
@@ -118,10 +120,20 @@ class Dispatcher(threading.Thread):
     def _is_finished(self) -> bool:
         if self._finish_by is None or not self._events.empty():
             return False
-        is_settled = self.ledger.is_settled and not any(
-            watcher.is_waiting for watcher in self._watchers
-        )
-        return is_settled or time.monotonic() > self._finish_by
+        if time.monotonic() > self._finish_by:
+            return True
+        if not self.ledger.is_settled or any(watcher.is_waiting for watcher in self._watchers):
+            return False
+        if not self._has_looked:
+            self._has_looked = True
+            self.ledger.look()
+            return False
+        return True
+
+    def is_haunted(self) -> bool:
+        """Whether something may yet be claimed for this supervisor, although the thread has ended."""
+        is_waiting = any(watcher.is_waiting for watcher in self._watchers)
+        return is_waiting or self.ledger.is_haunted(time.monotonic())
 
     def _step(self) -> None:
         for key, mask in self._selector.select(self._patience(time.monotonic())):
@@ -135,18 +147,14 @@ class Dispatcher(threading.Thread):
         while not self._events.empty():
             self._handle(self._events.get())
         now = time.monotonic()
+        self._drop_silent_watchers(now)
         self._crew.recall(now)
         self._crew.relay(now)
         if now >= self.ledger.compare_at:
             self._call(self._compare)
         if not self.ledger.is_in_doubt:
             self._turn(now)
-        if (
-            self._is_drained
-            and self._may_claim(now)
-            and self._crew.has_idle()
-            and self._lease.is_fresh()
-        ):
+        if self._is_drained and self._may_claim(now) and self._crew.has_idle():
             self._call(self._watch)
 
     def _patience(self, now: float) -> float:
@@ -157,8 +165,10 @@ class Dispatcher(threading.Thread):
         moments.append(self.ledger.compare_at)
         if self._paused_until > now:
             moments.append(self._paused_until)
-        if self.ledger.holds_watchers(now):
+        if self._watchers_rest(now):
             moments.append(now + POLL)
+        for watcher in self._watchers:
+            moments.append(watcher.deadline if watcher.is_waiting else now + WATCH)
         if self._crew.has_waiting():
             moments.append(now + GLANCE)
         if self._finish_by is not None:
@@ -282,16 +292,16 @@ class Dispatcher(threading.Thread):
     # -- claims ------------------------------------------------------------------------------------
 
     def _may_claim(self, now: float) -> bool:
-        return (
-            not self._is_draining
-            and now >= self._paused_until
-            and not self.ledger.holds_watchers(now)
-        )
+        return not self._is_draining and now >= self._paused_until and not self._watchers_rest(now)
+
+    def _watchers_rest(self, now: float) -> bool:
+        """Whether to claim only by turns, which the server refuses if others have declared this supervisor dead."""
+        return self.ledger.holds_watchers(now) or not self._lease.is_fresh()
 
     def _turn(self, now: float) -> None:
         """Settle and claim, if there is anything to settle, or a child that could be given something."""
         wants: list[tuple[int, int]] = []
-        is_polling = self.ledger.holds_watchers(now) and now - self._polled_at >= POLL
+        is_polling = self._watchers_rest(now) and now - self._polled_at >= POLL
         if not self._is_draining and now >= self._paused_until:
             wants = self._crew.wants()
         if self.ledger.is_settled and not (wants and (is_polling or not self._is_drained)):
@@ -311,9 +321,16 @@ class Dispatcher(threading.Thread):
     def _watch(self) -> None:
         """Have the server wait for work in the queues that nobody waits for yet."""
         for watcher, lane in zip(self._watchers, self.ledger.lanes(0), strict=True):
-            if not watcher.is_waiting:
+            if not watcher.is_waiting and time.monotonic() >= watcher.rests_until:
                 watcher.ask(lane)
                 self._selector.register(watcher.fd, selectors.EVENT_READ, watcher)
+
+    def _drop_silent_watchers(self, now: float) -> None:
+        for watcher in self._watchers:
+            if watcher.is_waiting and now > watcher.deadline:
+                self._selector.unregister(watcher.fd)
+                watcher.give_up()
+                self.ledger.doubt(now)
 
     def _answer(self, watcher: Watcher) -> None:
         self._selector.unregister(watcher.fd)

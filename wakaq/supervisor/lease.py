@@ -16,7 +16,7 @@ from secrets import token_hex
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker
+from wakaq.broker import OUTAGES, Broker, RedisError
 from wakaq.errors import ConfigError, NotAMessage
 from wakaq.message import Message, recount
 from wakaq.queue import Queue
@@ -30,6 +30,8 @@ TERM = 15.0  # seconds without a heartbeat after which a supervisor is declared 
 BEAT = 3.0  # seconds between heartbeats
 TOMBSTONE = 3_600.0  # seconds in which a dead supervisor's lanes are looked at again
 BURIED = "dead:"  # in front of the id, in a tombstone's field
+FRESH = 60.0  # seconds in which that is done with each heartbeat, and later only that often
+MOST_LANES = 10_000  # of a queue: an entry could say anything
 _PAGE = 100  # payloads rescued in one call
 
 
@@ -68,7 +70,7 @@ class Lease(Service):
         self._fresh_until = 0.0
         # This thread only.
         self._counter = 0
-        self._last_tick = 0.0
+        self._last_tick: float | None = None  # None after one that failed
         # Supervisor id -> its heartbeat, and for how long we saw it stand still.
         self._seen: dict[str, tuple[Any, float]] = {}
 
@@ -84,6 +86,12 @@ class Lease(Service):
 
     def unregister(self) -> None:
         self._broker.unregister(self.worker_id)
+
+    def leave(self) -> None:
+        """Leave the registry like a dead one, whose lanes are looked at again: something may yet be claimed into them."""
+        entry = self._broker.registry().get(self.worker_id)
+        if entry is not None:
+            self._broker.bury(self.worker_id, BURIED + self.worker_id, entry)
 
     def is_fresh(self) -> bool:
         """Whether no other supervisor can have declared this one dead."""
@@ -105,15 +113,18 @@ class Lease(Service):
     def tick(self, now: float) -> float | None:
         worker_id = self.worker_id
         self._counter += 1
-        if self._broker.beat(worker_id, self._entry()):
-            self._fresh_until = now + self._term
-        # Else the dispatcher finds out at its next turn, and registers anew.
+        last_tick, self._last_tick = self._last_tick, None
+        is_known = self._broker.beat(worker_id, self._entry())
+        # If it is not, the dispatcher finds out at its next turn, and registers anew.
+        self._fresh_until = now + self._term if is_known else 0.0
         self._outage.end(now)
-        # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves in between.
-        passed = now - self._last_tick
-        passed = passed if passed <= 2 * self.interval else 0.0
+        # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves in between. Otherwise
+        # the observation starts anew.
+        if last_tick is None or now - last_tick > 2 * self.interval:
+            last_tick = now
+            self._seen.clear()
+        self._watch_others(worker_id, now - last_tick)
         self._last_tick = now
-        self._watch_others(worker_id, passed)
         return None
 
     def _watch_others(self, worker_id: str, passed: float) -> None:
@@ -121,13 +132,14 @@ class Lease(Service):
         entries.pop(worker_id, None)
         seen: dict[str, tuple[Any, float]] = {}
         for field, raw in entries.items():
-            entry = _read(field, raw)
+            entry = _read(field, raw, is_news=field not in self._seen)
             beat = entry.get("beat")
             last, still = self._seen.get(field, (None, 0.0))
             still = still + passed if field in self._seen and beat == last else 0.0
             seen[field] = (beat, still)
             if field.startswith(BURIED):
-                self._visit(field, entry, still)
+                if still < FRESH or still // FRESH > (still - passed) // FRESH:
+                    self._visit(field, entry, still)
             elif still >= self._term:
                 logger.warning(
                     "Supervisor %s has not moved for %.0f s: it is dead, rescuing its tasks",
@@ -156,11 +168,13 @@ class Lease(Service):
 
     def rescue(self, worker_id: str, raw: bytes) -> None:
         """Fence a dead supervisor off, then put what it had in flight back to the front of the queues."""
-        self._broker.bury(worker_id, BURIED + worker_id, raw)
-        self._empty_lanes(worker_id, _read(worker_id, raw))
+        if self._broker.bury(worker_id, BURIED + worker_id, raw):
+            self._empty_lanes(worker_id, _read(worker_id, raw))
 
     def _empty_lanes(self, worker_id: str, entry: dict[str, Any]) -> None:
         count = entry.get("concurrency")
+        if not isinstance(count, int):
+            count = self._app.settings.concurrency
         names = entry.get("queues")
         queues = (
             [self._queue(name) for name in names] if isinstance(names, list) else self._app.queues
@@ -169,9 +183,7 @@ class Lease(Service):
             self._broker.lane(queue, worker_id, number)
             for queue in queues
             if queue is not None
-            for number in range(
-                (count if isinstance(count, int) else self._app.settings.concurrency) + 1
-            )
+            for number in range(min(count + 1, MOST_LANES))
         ]
         _, contents = self._broker.inflight(worker_id, lanes)
         for lane, payloads in zip(lanes, contents, strict=True):
@@ -180,11 +192,9 @@ class Lease(Service):
 
     def _queue(self, name: Any) -> Queue | None:
         """Return a dead supervisor's queue, which need not be one of ours: an older release may have had more."""
-        if name in self._app.queues_by_name:
-            return self._app.queues_by_name[name]
         try:
-            return Queue(name)
-        except ConfigError:
+            return self._app.queues_by_name.get(name) or Queue(name)
+        except (ConfigError, TypeError):  # whatever the entry holds
             return None
 
     def _requeue(self, lane: Lane, payloads: list[bytes]) -> None:
@@ -192,13 +202,19 @@ class Lease(Service):
         had_sync = False
         for payload in payloads:
             is_sync, new = self._redelivered(payload)
-            # One sync task at a time runs in a lane's worker, the first; any async one may have been running.
-            pairs.append((payload, payload if is_sync and had_sync else new))
+            # One sync task at a time runs in a lane's worker, the first; any async one may have been running, and any of
+            # those that a watcher claimed, which went to idle workers.
+            pairs.append((payload, payload if is_sync and had_sync and lane.number else new))
             had_sync = had_sync or is_sync
         # From the end, as each page goes in front of the last.
         moved = 0
-        for end in range(len(pairs), 0, -_PAGE):
-            moved += self._broker.rescue(lane, pairs[max(0, end - _PAGE) : end])
+        try:
+            for end in range(len(pairs), 0, -_PAGE):
+                moved += self._broker.rescue(lane, pairs[max(0, end - _PAGE) : end])
+        except OUTAGES:
+            raise
+        except RedisError as error:  # such as WRONGTYPE: the other lanes go on
+            self._broker.complain(f"{lane.key} cannot be rescued: {error}")
         if moved:
             logger.warning("Rescued %d tasks from %s", moved, lane.key)
 
@@ -212,15 +228,16 @@ class Lease(Service):
         return is_sync, recount(payload, redelivered=message.redelivered + 1)
 
 
-def _read(field: str, raw: bytes) -> dict[str, Any]:
+def _read(field: str, raw: bytes, *, is_news: bool = False) -> dict[str, Any]:
     """Read an entry; one that is none counts as a supervisor that never moves."""
     try:
         entry = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if isinstance(entry, dict):
         return entry
-    logger.warning("The registry's entry %s is no JSON object: %r", field, raw[:100])
+    if is_news:
+        logger.warning("The registry's entry %s is no JSON object: %r", field, raw[:100])
     return {}
 
 
@@ -239,12 +256,13 @@ def _host_identity() -> str:
 
 def _is_supervisor(pid: Any) -> bool:
     """Whether a process of that number lives; if it is another one by now, its lease ends the wait."""
-    if not isinstance(pid, int) or pid <= 0:
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return True
     try:
         os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
     except ProcessLookupError:
         return False
     except OSError:
         return True
-    return pid != os.getpid()
+    return pid != os.getpid() and state != b"Z"  # dead, and its parent has not noticed

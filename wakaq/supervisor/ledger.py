@@ -14,6 +14,8 @@ from wakaq.queue import Queue
 from wakaq.turn import Claim, Lane, Settlement
 
 INTERVAL = 60.0  # seconds between comparisons with the server when nothing has gone wrong
+HAUNTED = 600.0  # seconds in which a call that was cut off may still be executed
+LOOK_EVERY = 15.0  # seconds between comparisons in that time
 
 
 class Evicted(Exception):
@@ -34,6 +36,8 @@ class Ledger:
         self.is_in_doubt = False
         # A watcher's call that was cut off may claim until its time on the server is over: watchers rest until then.
         self._calm_at = 0.0
+        # Or much later, when it had not reached the server yet: until then watchers rest before each comparison, too.
+        self._haunted_until = 0.0
 
     def rename(self, worker_id: str) -> None:
         """Go on under a new id; what is pending names its lanes itself."""
@@ -46,10 +50,17 @@ class Ledger:
 
     @property
     def is_settled(self) -> bool:
-        return not self._pending
+        return not self._pending and not self.is_in_doubt
+
+    def is_haunted(self, now: float) -> bool:
+        """Whether something may yet be claimed for this supervisor by a call whose reply nobody awaits."""
+        return now < self._haunted_until
 
     def holds_watchers(self, now: float) -> bool:
-        return self.is_in_doubt or now < self._calm_at
+        if self.is_in_doubt or now < self._calm_at:
+            return True
+        rest = 2 * self._broker.settings.wait_timeout
+        return self.is_haunted(now) and self.compare_at - now < rest < LOOK_EVERY
 
     def lanes(self, number: int) -> list[Lane]:
         """Return a child's lanes, in the order of the queues' priorities."""
@@ -79,9 +90,14 @@ class Ledger:
     def doubt(self, now: float) -> None:
         """Ask the server what it has seen, before anything else, after a pause that grows with the failures."""
         self.is_in_doubt = True
+        self._haunted_until = now + HAUNTED
         self._calm_at = now + 2 * self._broker.settings.wait_timeout
         self.compare_at = now + backoff(self._failures)
         self._failures += 1
+
+    def look(self) -> None:
+        """Compare at once, without a reason to doubt."""
+        self.is_in_doubt, self.compare_at = True, 0.0
 
     def compare(self, known: Iterable[Claim], lanes: Sequence[Lane], now: float) -> None:
         """Drop what the server has executed, and give back what it claimed for us unseen.
@@ -108,7 +124,8 @@ class Ledger:
                 self._pending.append(Settlement(lane, "requeue", strays))
         self.is_in_doubt = False
         # Once more when a call that was cut off can no longer claim, and then now and then.
-        self.compare_at = self._calm_at if now < self._calm_at else now + INTERVAL
+        later = LOOK_EVERY if self.is_haunted(now) else INTERVAL
+        self.compare_at = self._calm_at if now < self._calm_at else now + later
 
     def _expected(self, known: Iterable[Claim]) -> dict[Lane, Counter[bytes]]:
         """Return what the lanes hold if the server has seen all that we have."""

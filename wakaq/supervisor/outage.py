@@ -4,7 +4,10 @@ import logging
 import threading
 import time
 
+from wakaq.broker import LONGEST_BACKOFF
+
 logger = logging.getLogger("wakaq.broker")
+QUIET = LONGEST_BACKOFF + 1.0  # seconds without a failure after which an outage is over
 
 
 class Outage:
@@ -27,6 +30,7 @@ class Outage:
     def end(self, called_at: float) -> None:
         """Note that a call that was made at `called_at` has succeeded."""
         with self._lock:
-            if self._began_at is not None and called_at > self._failed_at:
-                lasted, self._began_at = time.monotonic() - self._began_at, None
+            # Not at the first success: a server may serve some calls and fail others, as when it is out of memory.
+            if self._began_at is not None and called_at > self._failed_at + QUIET:
+                lasted, self._began_at = self._failed_at - self._began_at, None
                 logger.warning("Redis is back after %.1f s", lasted)

@@ -148,6 +148,11 @@ class Supervisor:
         Raises:
             redis.RedisError: Redis cannot be reached at the start.
         """
+        if policy := self._broker.risk_of_eviction():
+            logger.warning(
+                "Redis may throw tasks away: set its maxmemory-policy to noeviction, it is %s",
+                policy,
+            )
         self._lease.rescue_neighbours()
         self._dispatcher.ledger.rename(self._lease.register())
         self._install_signals()
@@ -275,7 +280,10 @@ class Supervisor:
             )
             return
         try:
-            self._lease.unregister()
+            if self._dispatcher.is_haunted():
+                self._lease.leave()
+            else:
+                self._lease.unregister()
         except OUTAGES as error:
             logger.warning(
                 "Redis is away, others will remove this supervisor from the registry: %s", error

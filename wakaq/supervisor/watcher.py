@@ -3,9 +3,13 @@
 No thread waits for the answer, but the dispatcher's selector: so a payload reaches an idle worker with one thread awake.
 """
 
-from wakaq.broker import Broker
+import time
+
+from wakaq.broker import OUTAGES, Broker, RedisError
 from wakaq.queue import Queue
 from wakaq.turn import Claim, Lane
+
+REST = 5.0  # seconds until a queue that cannot be used is tried again
 
 
 class Watcher:
@@ -15,6 +19,8 @@ class Watcher:
         self._broker = broker
         self._connection = broker.connection()
         self._lane: Lane | None = None
+        self.rests_until = 0.0
+        self.deadline = 0.0  # when to give up waiting for the answer
         self.queue = queue
         self.fd = -1
 
@@ -27,10 +33,24 @@ class Watcher:
         """Have the server claim the next payload into this lane, if one comes within `wait_timeout`."""
         self.fd = self._broker.begin_claim(self._connection, lane)
         self._lane = lane
+        settings = self._broker.settings
+        self.deadline = time.monotonic() + settings.wait_timeout + settings.socket_timeout
 
     def answer(self) -> Claim | None:
         """Return what was claimed; call it when the socket is readable, or has failed."""
         assert self._lane is not None
         lane, self._lane = self._lane, None
-        payload = self._broker.end_claim(self._connection)
+        try:
+            payload = self._broker.end_claim(self._connection)
+        except OUTAGES:
+            raise
+        except RedisError as error:  # such as WRONGTYPE: nothing was claimed
+            self._broker.complain(f"{self._broker.keys.queue(self.queue)}: {error}")
+            self.rests_until = time.monotonic() + REST
+            return None
         return None if payload is None else Claim(lane, payload)
+
+    def give_up(self) -> None:
+        """Close a connection on which nothing answers; the claim that was asked for may still happen."""
+        self._lane = None
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
