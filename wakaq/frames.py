@@ -1,10 +1,10 @@
 """What a supervisor and its worker say to each other: frames over a socket pair, and a progress row in shared memory.
 
-Not for what is said to Redis. Frames are pickled: both ends are ours, and payloads from Redis stay opaque bytes in them.
+Not for what is said to Redis. Frames are marshalled: both ends run the same interpreter, and payloads stay opaque bytes.
 A message in a worker goes by its *slot*, a small number that the dispatcher gives it and frees once it is settled.
 """
 
-import pickle
+import marshal
 import socket
 import struct
 import threading
@@ -71,6 +71,10 @@ class Failed(NamedTuple):
     reason: str
 
 
+_KINDS: list[Any] = [Assign, Recall, Ping, Stop, Ready, Done, Outcome, Recalled, Failed]
+_CODES = {kind: code for code, kind in enumerate(_KINDS)}
+
+
 class Channel:
     """One end of the socket pair: whole frames, from any thread.
 
@@ -90,7 +94,7 @@ class Channel:
 
     def send(self, frame: tuple[Any, ...]) -> bool:
         """Send a frame; False if a part of it waits for `flush`. A peer that is gone is noticed by `receive`."""
-        body = pickle.dumps(frame, pickle.HIGHEST_PROTOCOL)
+        body = marshal.dumps((_CODES[type(frame)], tuple(frame)))
         with self._lock:
             self._unsent += _HEADER.pack(len(body)) + body
             return self._flush()
@@ -137,7 +141,8 @@ class Channel:
             end = start + _HEADER.size + length
             if len(received) < end:
                 break
-            frames.append(pickle.loads(memoryview(received)[start + _HEADER.size : end]))  # noqa: S301 - ours, see above
+            code, fields = marshal.loads(memoryview(received)[start + _HEADER.size : end])  # noqa: S302 - ours, see above
+            frames.append(_KINDS[code]._make(fields))
             start = end
         del received[:start]
         return frames

@@ -61,7 +61,9 @@ class Child:
 
         # Dispatcher thread only; other threads may look at a slot's claim.
         self.assigned: dict[int, Claim] = {}
-        self.async_slots: set[int] = set()
+        self.async_slots: dict[
+            int, float
+        ] = {}  # with the moment of assignment, and so of the start
         self.free = list(range(SLOTS))
         self.left: int | None = None  # how many more tasks it may be assigned; None: any number
         self.is_ready = False
@@ -115,6 +117,15 @@ class Child:
                 return 0
         return self._limit(target - waiting)
 
+    def has_too_much(self, now: float, round_trip: float) -> bool:
+        """Whether something waits too long behind the running task, or behind all that wait."""
+        if self.waiting < 2 or self.is_recalling:  # noqa: PLR2004 - the running one, and one that waits
+            return False
+        if self.progress.slot >= 0 and now - self.progress.started_at > LONG:
+            return True
+        # More than `sync_room` ever gives, so these became longer than they were.
+        return (self.waiting - 1) * (self._average or 0.0) > 2 * LONG + round_trip
+
     def async_room(self, limit: int) -> int:
         return self._limit((limit or SLOTS - 2 * MOST_AHEAD) - len(self.async_slots))
 
@@ -139,7 +150,8 @@ class Child:
     def take_back(self, slots: list[int]) -> list[Claim]:
         """Forget assigned slots, and return their claims."""
         self.free += slots
-        self.async_slots.difference_update(slots)
+        for slot in slots:
+            self.async_slots.pop(slot, None)
         return [self.assigned.pop(slot) for slot in slots]
 
     def recalled(self, slots: list[int]) -> list[Claim]:
@@ -153,6 +165,10 @@ class Child:
         """Whether it was assigned its last task, so that nothing can come back for it to run instead."""
         is_last = self.left == 0 and self.waiting <= 1
         return is_last and not self.is_recalling and not self.is_retiring
+
+    def started_at(self, slot: int) -> float:
+        """Return when the worker started a task; any thread may ask."""
+        return self.async_slots.get(slot) or self.progress.started_at
 
     # -- signals (any thread) ----------------------------------------------------------------------
 

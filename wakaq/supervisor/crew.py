@@ -13,9 +13,10 @@ from typing import Any
 from wakaq.app import WakaQ
 from wakaq.frames import Assign, Recall, Stop
 from wakaq.message import name_of
-from wakaq.supervisor.child import LONG, MOST_AHEAD, Child
+from wakaq.supervisor.child import MOST_AHEAD, Child
 from wakaq.turn import Claim, Settlement
 
+PAUSE = 0.05  # seconds without claims of a kind, after one that nobody could take
 SERVED_AT_ONCE = (
     16  # children that claim in one turn: its keys are counted in children times queues
 )
@@ -27,11 +28,18 @@ class Crew:
     def __init__(self, app: WakaQ, send: Callable[[Child, tuple[Any, ...]], None]) -> None:
         self.children: set[Child] = set()
         self.round_trip = 0.0  # seconds, of a turn
+        # Of the children, those that could take something, and those where something waits behind a task: kept at every
+        # change of a child, so that no step looks at hundreds of them.
+        self._hungry: set[Child] = set()
+        self._crowded: set[Child] = set()
         self._by_number: dict[int, Child] = {}  # the newest of each
         self._send = send
         self._async_limit = app.settings.async_concurrency
         self._async_names = frozenset(name for name, task in app.tasks.items() if task.is_async)
+        # How many to claim for one child in the hope that they are async; what is claimed shows its kind only then.
         self._async_window = 1
+        # Until then nothing is claimed for a child that could take only this kind: the last one was of the other.
+        self._no_sync_until = self._no_async_until = 0.0
         self._index = {queue.name: number for number, queue in enumerate(app.queues)}
         self._outbox: dict[Child, list[tuple[int, Claim]]] = {}
         self._relays: deque[bytes] = deque()
@@ -42,32 +50,55 @@ class Crew:
         self._by_number[child.number] = child
 
     def leave(self, child: Child) -> None:
-        self.children.discard(child)
+        for group in (self.children, self._hungry, self._crowded):
+            group.discard(child)
         if self._by_number.get(child.number) is child:
             del self._by_number[child.number]
 
-    def has_idle(self) -> bool:
-        return any(child.is_idle for child in self.children)
+    def update(self, child: Child) -> None:
+        """Look at a child that has changed."""
+        is_hungry = child.can_serve and (self._sync_room(child) or self._async_room(child))
+        (self._hungry.add if is_hungry else self._hungry.discard)(child)
+        (self._crowded.add if child.waiting > 1 else self._crowded.discard)(child)
+
+    def has_idle(self, now: float) -> bool:
+        """Whether a payload that arrives now would start now, as far as can be told."""
+        return any(child.is_idle and self._room(child, now) for child in self._hungry)
 
     def has_waiting(self) -> bool:
         """Whether something waits behind a task."""
-        return any(child.waiting > 1 for child in self.children)
+        return bool(self._crowded)
+
+    def next_probe_at(self, now: float) -> list[float]:
+        """Return when claims that were put off are due."""
+        probes = (self._no_sync_until, self._no_async_until)
+        return [at for at in probes if at > now] if self._hungry else []
 
     # -- claims ------------------------------------------------------------------------------------
 
-    def wants(self) -> list[tuple[int, int]]:
+    def _sync_room(self, child: Child) -> int:
+        return child.sync_room(self.round_trip)
+
+    def _async_room(self, child: Child) -> int:
+        return child.async_room(self._async_limit) if self._async_names else 0
+
+    def _room(self, child: Child, now: float) -> int:
+        """Return how many payloads of unknown kinds to claim for a child."""
+        sync_room = self._sync_room(child)
+        if not self._async_names:
+            return sync_room
+        async_room = min(self._async_room(child), self._async_window)
+        if not async_room:
+            return sync_room if now >= self._no_sync_until else 0
+        if not sync_room:
+            return async_room if now >= self._no_async_until else 0
+        return max(sync_room, async_room)
+
+    def wants(self, now: float) -> list[tuple[int, int]]:
         """Return pairs of a child's number and how many payloads it can take."""
-        wants = []
-        for child in self.children:
-            if child.can_serve:
-                room = child.sync_room(self.round_trip)
-                if self._async_names:
-                    async_room = child.async_room(self._async_limit)
-                    room = max(room, min(async_room, self._async_window))
-                if room:
-                    wants.append((child.waiting, child.number, room))
+        wants = [(child.waiting, child.number, self._room(child, now)) for child in self._hungry]
         # Those with least to do first, since the queues may not hold enough for all.
-        return [(number, room) for _, number, room in sorted(wants)[:SERVED_AT_ONCE]]
+        return [(number, room) for _, number, room in sorted(wants)[:SERVED_AT_ONCE] if room]
 
     def distribute(self, claims: Sequence[Claim]) -> list[Claim]:
         """Give each claim to a child: the one it was claimed for, if that can take it, else any other.
@@ -83,29 +114,52 @@ class Crew:
             else:
                 surplus += [claim for claim in share if not self._place(claim)]
         self._send_assigned()
-        self._async_window = 1 if surplus else min(2 * self._async_window, MOST_AHEAD)
+        if self._async_names:
+            self._learn(claims, surplus)
         return surplus
+
+    def _learn(self, claims: Sequence[Claim], surplus: list[Claim]) -> None:
+        """Let what was claimed tell what to claim next."""
+        kinds = {self._is_async(claim.payload) for claim in surplus}
+        until = time.monotonic() + PAUSE
+        if True in kinds:
+            self._no_sync_until = until
+        if False in kinds:
+            self._no_async_until = until
+            self._async_window = 1
+        elif claims:
+            self._async_window = min(2 * self._async_window, MOST_AHEAD)
 
     def _place(self, claim: Claim) -> bool:
         """Give a claim to a child that could start it; its own one may also take it as work ahead."""
         assert claim.lane is not None
         own = self._by_number.get(claim.lane.number)
         is_async = self._is_async(claim.payload)
-        for child in sorted(self.children, key=lambda c: (c is not own, c.waiting)):
-            if is_async:
-                has_room = child.async_room(self._async_limit) > 0
-            else:
-                has_room = child.is_idle or (child is own and child.sync_room(self.round_trip) > 0)
-            if child.can_serve and has_room:
-                self._assign(child, [claim], is_async=is_async)
+        if own is not None and own.can_serve:
+            room = self._async_room(own) if is_async else self._sync_room(own)
+            if room:
+                self._assign(own, [claim], is_async=is_async)
                 return True
-        return False
+        takers = (
+            child
+            for child in self._hungry
+            if (self._async_room(child) if is_async else child.is_idle)
+        )
+        taker = (
+            min(takers, key=lambda child: len(child.async_slots), default=None)
+            if is_async
+            else next(takers, None)
+        )
+        if taker is not None:
+            self._assign(taker, [claim], is_async=is_async)
+        return taker is not None
 
     def _assign(self, child: Child, claims: list[Claim], *, is_async: bool = False) -> None:
         slots = child.assign(claims)
         if is_async:
-            child.async_slots.update(slots)
+            child.async_slots.update(dict.fromkeys(slots, time.monotonic()))
         self._outbox.setdefault(child, []).extend(zip(slots, claims, strict=True))
+        self.update(child)
 
     def _send_assigned(self) -> None:
         """Send what was assigned: a frame per child and queue."""
@@ -121,12 +175,10 @@ class Crew:
         return bool(self._async_names) and name_of(payload) in self._async_names
 
     def recall(self, now: float) -> None:
-        """Take back what waits behind a task that turned out to be long, for whoever is free."""
-        for child in self.children:
-            if child.waiting > 1 and not child.is_recalling:
-                progress = child.progress
-                if progress.slot >= 0 and now - progress.started_at > LONG:
-                    self.ask_back(child)
+        """Take back what waits too long behind other tasks, for whoever is free."""
+        for child in self._crowded:
+            if child.has_too_much(now, self.round_trip):
+                self.ask_back(child)
 
     def ask_back(self, child: Child) -> None:
         child.is_recalling = True

@@ -45,7 +45,6 @@ from wakaq.turn import Claim, Settlement
 logger = logging.getLogger("wakaq.supervisor")
 
 GLANCE = 0.025  # seconds between looks for what is to be recalled
-PAUSE = 0.05  # seconds without claims, after one that nobody could take
 WATCH = 1.0  # seconds between looks whether a watcher should wait
 POLL = 0.05  # seconds between claims while watchers rest
 
@@ -96,7 +95,6 @@ class Dispatcher(threading.Thread):
         self._is_draining = False
         self._finish_by: float | None = None
         self._has_looked = False  # for what was claimed unseen, at the end
-        self._paused_until = 0.0
         self._polled_at = 0.0
 
     # -- any thread --------------------------------------------------------------------------------
@@ -154,7 +152,7 @@ class Dispatcher(threading.Thread):
             self._call(self._compare)
         if not self.ledger.is_in_doubt:
             self._turn(now)
-        if self._is_drained and self._may_claim(now) and self._crew.has_idle():
+        if self._is_drained and self._may_claim(now) and self._crew.has_idle(now):
             self._call(self._watch)
 
     def _patience(self, now: float) -> float:
@@ -163,8 +161,7 @@ class Dispatcher(threading.Thread):
             return 0.0
         moments = self._crew.next_relay_at()
         moments.append(self.ledger.compare_at)
-        if self._paused_until > now:
-            moments.append(self._paused_until)
+        moments += self._crew.next_probe_at(now)
         if self._watchers_rest(now):
             moments.append(now + POLL)
         for watcher in self._watchers:
@@ -196,11 +193,11 @@ class Dispatcher(threading.Thread):
                 if timed:
                     child.observe(timed, busy)
                 self.ledger.add(grouped("done", child.take_back(slots)))
-                self._has_room(child)
+                self._crew.give_relay(child)
             case Outcome(slot, action, new, delay):
                 (claim,) = child.take_back([slot])
                 self._settle(Settlement(claim.lane, action, [claim.payload], new, delay))
-                self._has_room(child)
+                self._crew.give_relay(child)
             case Recalled(slots):
                 self._requeue(child.recalled(slots))
             case Ready():
@@ -216,10 +213,7 @@ class Dispatcher(threading.Thread):
             child.is_retiring = True
             self._tell_main(Retiring(child))
         self._crew.dismiss_if_done(child)
-
-    def _has_room(self, child: Child) -> None:
-        self._paused_until = 0.0
-        self._crew.give_relay(child)
+        self._crew.update(child)
 
     def _lose(self, child: Child) -> None:
         """Settle what a worker had that is gone; all it had sent before was heard."""
@@ -227,7 +221,6 @@ class Dispatcher(threading.Thread):
             return
         self._crew.leave(child)
         self._selector.unregister(child.channel)
-        self._paused_until = 0.0
         victims = [describe(child.assigned[slot].payload) for slot, _ in running_tasks(child)]
         for settlement in settle(child, self._app.settings.max_redeliveries, self.ledger.worker_id):
             self._settle(settlement)
@@ -288,11 +281,12 @@ class Dispatcher(threading.Thread):
         child.is_retiring = True
         self._crew.ask_back(child)
         self._crew.dismiss_if_done(child)
+        self._crew.update(child)
 
     # -- claims ------------------------------------------------------------------------------------
 
     def _may_claim(self, now: float) -> bool:
-        return not self._is_draining and now >= self._paused_until and not self._watchers_rest(now)
+        return not self._is_draining and not self._watchers_rest(now)
 
     def _watchers_rest(self, now: float) -> bool:
         """Whether to claim only by turns, which the server refuses if others have declared this supervisor dead."""
@@ -302,8 +296,8 @@ class Dispatcher(threading.Thread):
         """Settle and claim, if there is anything to settle, or a child that could be given something."""
         wants: list[tuple[int, int]] = []
         is_polling = self._watchers_rest(now) and now - self._polled_at >= POLL
-        if not self._is_draining and now >= self._paused_until:
-            wants = self._crew.wants()
+        if not self._is_draining:
+            wants = self._crew.wants(now)
         if self.ledger.is_settled and not (wants and (is_polling or not self._is_drained)):
             return
         self._polled_at = now
@@ -377,7 +371,6 @@ class Dispatcher(threading.Thread):
         surplus = self._crew.distribute(claims)
         if surplus:  # such as an async task, where every worker runs as many as it may
             self._requeue(surplus)
-            self._paused_until = time.monotonic() + PAUSE
 
     def _requeue(self, claims: Sequence[Claim]) -> None:
         # Each group goes in front of the one before.

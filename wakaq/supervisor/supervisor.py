@@ -133,8 +133,8 @@ class Supervisor:
                 "rss": rss(child),
                 "is_silent": child in self._guarding[1].silent,  # type: ignore[attr-defined]
                 "tasks": [
-                    {"name": name, "seconds": round(now - child.progress.started_at, 1)}
-                    for _, name in running_tasks(child)
+                    {"name": name, "seconds": round(now - child.started_at(slot), 1)}
+                    for slot, name in running_tasks(child)
                 ],
             }
             for child in self._children
