@@ -26,7 +26,6 @@ class Control(threading.Thread):
         # Whoever holds the lock: one thread at a time hears frames, and so in their order.
         self._listening = threading.Lock()
         self._runner = AsyncRunner(executor)
-        self._items: dict[int, Item] = {}  # by slot, until the slot is another message's
 
         # Written here before the main thread is told to stop.
         self.is_orphan = False
@@ -42,7 +41,7 @@ class Control(threading.Thread):
         except EOFError:
             if not self._executor.is_stopping:
                 self.is_orphan = True
-                Orphan(self._executor, self._worker_id, self._items).run()
+                Orphan(self._executor, self._worker_id).run()
 
     def wait_for_work(self) -> None:
         """Listen until something has arrived (main thread)."""
@@ -64,14 +63,14 @@ class Control(threading.Thread):
                 items = [
                     Item(slot, queue, lane, p) for slot, p in zip(slots, payloads, strict=True)
                 ]
-                self._items.update(zip(slots, items, strict=True))
+                executor.items.update(zip(slots, items, strict=True))
                 items = self._runner.take(items)
                 if items:
                     executor.give(items, is_urgent=is_urgent)
             case Recall():
                 slots = [item.slot for item in executor.take_back()]
                 for slot in slots:
-                    del self._items[slot]
+                    del executor.items[slot]
                 self._channel.send(Recalled(slots))
             case Ping():
                 executor.progress.pong_at = time.monotonic()

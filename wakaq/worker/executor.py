@@ -50,6 +50,7 @@ class Executor:
         self.report: Callable[[tuple[Any, ...]], object] = channel.send
 
         # Any thread: deques and SimpleQueues need no lock.
+        self.items: dict[int, Item] = {}  # by slot: what was assigned and is not reported
         self._backlog: deque[Item] = deque()
         self._done: deque[int] = deque()
         self.stopping = threading.Event()
@@ -103,9 +104,12 @@ class Executor:
         slots: list[int] = []
         while self._done:
             try:
-                slots.append(self._done.popleft())
+                slot = self._done.popleft()
             except IndexError:
                 break
+            # Before the report: after it, the slot may be another message's.
+            self.items.pop(slot, None)
+            slots.append(slot)
         if slots:
             timed, busy = self._timed, self._busy
             self._timed, self._busy = 0, 0.0
@@ -187,6 +191,7 @@ class Executor:
         """Report a task that did not just return."""
         # Before the report: after it, the slot may be another message's.
         self.progress.states[slot] = FREE
+        self.items.pop(slot, None)
         self.report(Outcome(slot, *verdict))
 
     def _call(self, task: Task[..., Any], message: Message) -> BaseException | None:
