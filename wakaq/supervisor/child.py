@@ -150,8 +150,9 @@ class Child:
     def take_back(self, slots: list[int]) -> list[Claim]:
         """Forget assigned slots, and return their claims."""
         self.free += slots
-        for slot in slots:
-            self.async_slots.pop(slot, None)
+        if self.async_slots:
+            for slot in slots:
+                self.async_slots.pop(slot, None)
         return [self.assigned.pop(slot) for slot in slots]
 
     def recalled(self, slots: list[int]) -> list[Claim]:

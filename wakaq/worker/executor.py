@@ -18,6 +18,7 @@ from wakaq.message import Message
 from wakaq.queue import Queue
 from wakaq.task import Task
 from wakaq.titles import set_title
+from wakaq.worker.loop import EventLoop
 from wakaq.worker.verdict import Verdict, failed, garbled, unknown
 
 logger = logging.getLogger("wakaq.worker")
@@ -48,6 +49,7 @@ class Executor:
         self.progress = progress
         # Where reports go: to the supervisor, and after its death to whoever takes its place.
         self.report: Callable[[tuple[Any, ...]], object] = channel.send
+        self.loop = EventLoop()
 
         # Any thread: deques and SimpleQueues need no lock.
         self.items: dict[int, Item] = {}  # by slot: what was assigned and is not reported
@@ -55,6 +57,7 @@ class Executor:
         self._done: deque[int] = deque()
         self.stopping = threading.Event()
         self.running: Message | None = None  # written by the main thread
+        self.running_async: dict[int, str] = {}  # slot -> name; written by the event loop's thread
 
         # Main thread only.
         self._busy = 0.0
@@ -124,7 +127,10 @@ class Executor:
     def show(self) -> None:
         """Say in the process title what is running."""
         running = self.running
-        what = f"running {running.name}" if running else "idle"
+        names = [running.name] if running else []
+        names += self.running_async.copy().values()
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        what = f"running {names[0]}{more}" if names else "idle"
         set_title(f"wakaq-worker: worker {self.number} {what}")
 
     # -- main thread -------------------------------------------------------------------------------
@@ -200,14 +206,14 @@ class Executor:
         error: BaseException | None = None
         try:
             for hook in app.before_task_started_hooks:
-                hook()
+                self.loop.complete(hook())
             error = self._interruptible(app.callable_for(task), message)
         # Broad, and wider than Exception: a task that calls sys.exit() must not end its worker.
         except BaseException as caught:  # noqa: BLE001
             error = caught
         for hook in app.after_task_finished_hooks:
             try:
-                hook()
+                self.loop.complete(hook())
             except Exception:
                 logger.exception("after_task_finished hook %s failed", hook)
         return error

@@ -44,7 +44,7 @@ def failed(
     payload: bytes, message: Message, policy: Policy, error: BaseException, worker: str
 ) -> Verdict:
     """Judge a task that raised; logs it with its traceback."""
-    is_soft = _caused_by_soft_timeout(error)
+    is_soft = caused_by(error, SoftTimeout)
     is_retryable = isinstance(error, policy.retry_on) or (
         is_soft and issubclass(SoftTimeout, policy.retry_on)
     )
@@ -87,10 +87,11 @@ def _delay(policy: Policy, retry: int) -> float:
         return 0.0
 
 
-def _caused_by_soft_timeout(error: BaseException | None) -> bool:
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error is, or was raised while handling, one of a kind."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, SoftTimeout):
+        if isinstance(error, kind):
             return True
         seen.add(id(error))
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -15,7 +15,6 @@ from wakaq.loader import load
 from wakaq.log import configure
 from wakaq.worker.control import Control
 from wakaq.worker.executor import Executor
-from wakaq.wrapping import complete
 
 logger = logging.getLogger("wakaq.worker")
 BOOT_FAILED = 3  # exit status
@@ -93,7 +92,7 @@ def _boot(spec: Spec, channel: Channel) -> Executor:
     executor.install_signals()
     executor.show()
     for hook in app.after_worker_started_hooks:
-        complete(hook())
+        executor.loop.complete(hook())
     return executor
 
 
