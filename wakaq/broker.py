@@ -5,14 +5,13 @@ whether a call may be repeated is known only to its caller.
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import random
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -83,21 +82,18 @@ class Broker:
             key = self.keys.queue(queue).encode()
             head = b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$" % (len(key), key)
             self._heads[queue.name] = head
-        with self._connection() as connection:
-            command = b"%b%d\r\n%b\r\n" % (head, len(payload), payload)
-            connection.send_packed_command([command])  # type: ignore[no-untyped-call]
-            connection.read_response()
+        self._exchange(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        """Lend this thread's own connection, which skips the pool's locks; it ends with its thread."""
+    def _exchange(self, command: bytes) -> Any:
+        """Send a packed command on this thread's own connection, without the pool's locks; returns the reply."""
         connection = getattr(self._local, "connection", None)
         if connection is None or self._local.pid != os.getpid():
             connection = self.connection()
             self._local.connection, self._local.pid = connection, os.getpid()
         _freshen(connection)
         try:
-            yield connection
+            connection.send_packed_command((command,))
+            return connection.read_response()
         except redis.ResponseError:
             raise
         except BaseException:
@@ -307,18 +303,15 @@ class Broker:
         return policy if policy != "noeviction" and options.get("maxmemory") != "0" else None
 
     def _run_turn(self, *arguments: object) -> Any:
-        """Call the script on this thread's connection, packed by us: a client's way there costs more than all the rest."""
-        script = self._script("turn")
-        with self._connection() as connection:
-            for _ in range(2):
-                connection.send_packed_command([_pack("EVALSHA", script.sha, *arguments)])  # type: ignore[no-untyped-call]
-                try:
-                    return connection.read_response()
-                except (
-                    redis.exceptions.NoScriptError
-                ):  # a new server, or SCRIPT FLUSH; nothing was executed
-                    self.client.script_load(_source("turn"))
-        raise redis.exceptions.NoScriptError
+        """Call the script, packed by us: a client's way there costs more than all the rest."""
+        command = _pack("EVALSHA", self._script("turn").sha, *arguments)
+        try:
+            return self._exchange(command)
+        except (
+            redis.exceptions.NoScriptError
+        ):  # a new server, or SCRIPT FLUSH; nothing was executed
+            self.client.script_load(_source("turn"))
+            return self._exchange(command)
 
     # -- plumbing ----------------------------------------------------------------------------------
 
