@@ -209,9 +209,7 @@ class Dispatcher(threading.Thread):
                 self._tell_main(BootFailed(child, reason))
             case _:
                 raise AssertionError(frame)
-        if child.has_begun_its_last():
-            child.is_retiring = True
-            self._tell_main(Retiring(child))
+        self._replace_if_last(child)
         self._crew.dismiss_if_done(child)
         self._crew.update(child)
 
@@ -380,6 +378,13 @@ class Dispatcher(threading.Thread):
     def _send(self, child: Child, frame: tuple[Any, ...]) -> None:
         if not child.channel.send(frame):
             self._watch_writable(child)
+        self._replace_if_last(child)
+
+    def _replace_if_last(self, child: Child) -> None:
+        """Have the successor started when a child gets, or is left with, the last task of its life."""
+        if child.has_begun_its_last():
+            child.is_retiring = True
+            self._tell_main(Retiring(child))
 
     def _watch_writable(self, child: Child) -> None:
         self._selector.modify(child.channel, selectors.EVENT_READ | selectors.EVENT_WRITE, child)

@@ -28,12 +28,10 @@ class Heartbeat(Service):
         children: Callable[[], Iterable[Child]],
         post: Callable[[Blocked], None],
         outage: Outage,
-        silence: float = SILENCE,
     ) -> None:
         super().__init__(outage)
         self._children = children
         self._post = post
-        self._silence = silence
         # This thread only. Child -> when it was asked first of those pings that it has not answered.
         self._asked_at: dict[Child, float] = {}
         self._last_tick = 0.0
@@ -42,7 +40,7 @@ class Heartbeat(Service):
 
     def tick(self, now: float) -> float | None:
         # After a pause of our own (SIGSTOP, a suspended machine) nobody could have answered: they get their time anew.
-        if now - self._last_tick > self._silence / 2:
+        if now - self._last_tick > SILENCE / 2:
             self._asked_at.clear()
         self._last_tick = now
         children = [child for child in self._children() if child.is_ready]
@@ -59,7 +57,7 @@ class Heartbeat(Service):
             self._asked_at[child] = now
             self._ping(child)
             return False
-        return now - asked_at > self._silence
+        return now - asked_at > SILENCE
 
     def _ping(self, child: Child) -> None:
         # What waits in front of it would only grow where the worker reads nothing.
