@@ -157,7 +157,7 @@ class Dispatcher(threading.Thread):
 
     def _patience(self, now: float) -> float:
         """Return how long nothing but an event needs attention."""
-        if not self._events.empty():
+        if not self._events.empty() or self._has_appetite(now):
             return 0.0
         moments = self._crew.next_relay_at()
         moments.append(self.ledger.compare_at)
@@ -171,6 +171,11 @@ class Dispatcher(threading.Thread):
         if self._finish_by is not None:
             moments.append(now + POLL)
         return max(0.0, min(moments) - now)
+
+    def _has_appetite(self, now: float) -> bool:
+        """Whether the last turn left work in the queues, and room for it: it asked for few, to see their kind first."""
+        is_able = not self._is_drained and not self._is_draining and not self.ledger.is_in_doubt
+        return is_able and bool(self._crew.wants(now))
 
     # -- frames from children ----------------------------------------------------------------------
 
