@@ -98,9 +98,10 @@ class Supervisor:
             Broadcast(self._broker, self._dispatcher, outage),
             *more_services(self._broker, outage),
         ]
+        self._heartbeat = Heartbeat(self._read_children, self._dispatcher.post, outage)
         self._guarding: list[Service] = [
             self._lease,
-            Heartbeat(self._read_children, self._dispatcher.post, outage),
+            self._heartbeat,
             Timeouts(self._read_children, outage),
         ]
         self._memory: Memory | None = None
@@ -131,7 +132,7 @@ class Supervisor:
                 "number": child.number,
                 "pid": child.pid,
                 "rss": rss(child),
-                "is_silent": child in self._guarding[1].silent,  # type: ignore[attr-defined]
+                "is_silent": child in self._heartbeat.silent,
                 "tasks": [
                     {"name": name, "seconds": round(now - child.started_at(slot), 1)}
                     for slot, name in running_tasks(child)
@@ -207,9 +208,10 @@ class Supervisor:
         if now - self._titled_at >= TITLE_EVERY:
             self._titled_at = now
             busy = sum(1 for child in self._children if child.assigned)
-            set_title(
-                f"wakaq-worker: supervisor {self._path} {len(self._children)} workers, {busy} busy"
-            )
+            hushed = len(self._heartbeat.silent)
+            silent = f", {hushed} silent" if hushed else ""
+            workers = f"{len(self._children)} workers, {busy} busy{silent}"
+            set_title(f"wakaq-worker: supervisor {self._path} {workers}")
             for child in self._children:
                 if child.stopped_at is not None and now - child.stopped_at > EXIT_GRACE:
                     child.kill(Death("it did not exit"))

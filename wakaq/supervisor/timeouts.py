@@ -65,15 +65,12 @@ class Timeouts(Service):
         stacks = read_stacks(child)
         if overdue(child, now) != task:  # it ended just now
             return
-        progress = child.progress
-        is_sync = slot == progress.slot
-        ran = f" after {now - progress.started_at:.1f} s" if is_sync else ""
         logger.error(
-            "Worker %d (pid %d) is killed: %s ran into its hard timeout%s. It was at:\n%s",
+            "Worker %d (pid %d) is killed: %s ran into its hard timeout after %.1f s. It was at:\n%s",
             child.number,
             child.pid,
             describe(claim.payload) if claim else "a task",
-            ran,
+            now - child.started_at(slot),
             stacks,
         )
         child.kill(Death(HARD, slot, deadline, stacks))
