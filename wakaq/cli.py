@@ -21,7 +21,6 @@ from wakaq.queue import Queue
 from wakaq.scheduler import Scheduler
 from wakaq.supervisor.outage import Outage
 from wakaq.supervisor.service import Service
-from wakaq.supervisor.supervisor import Supervisor
 from wakaq.titles import set_title
 
 USER_ERROR = 2  # exit status
@@ -103,6 +102,9 @@ def worker(path: str, *, embedded: bool, schedules: bool) -> None:
 
     Example: wakaq-worker --app=shop.tasks.wakaq
     """
+    # Here, as is `show` below: each command loads what it needs, and answers sooner.
+    from wakaq.supervisor.supervisor import Supervisor  # noqa: PLC0415
+
     app: WakaQ = load(path)
     settings = app.settings
     configure(
@@ -172,10 +174,9 @@ def info(path: str, *, as_json: bool, watch: bool) -> None:
 
     Example: wakaq-info --app=shop.tasks.wakaq --watch
     """
-    app = load(path)
-    # Here, as workers and schedulers have no use for what draws tables.
     from wakaq.info import show  # noqa: PLC0415
 
+    app = load(path)
     show(Inspector(app.settings, app.queues), as_json=as_json, watch=watch)
 
 
