@@ -236,8 +236,8 @@ def test_a_worker_that_does_not_exit_is_killed_after_a_grace(start, redis, event
         SINGLE.replace("wait_timeout", "max_tasks_per_worker=1, wait_timeout")
         + """
 import threading
-import wakaq.supervisor.supervisor
-wakaq.supervisor.supervisor.EXIT_GRACE = 0.5
+from wakaq.supervisor import supervisor
+supervisor.EXIT_GRACE = 0.5
 
 @wakaq.task
 def leaves_a_thread():
