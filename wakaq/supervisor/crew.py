@@ -63,7 +63,10 @@ class Crew:
 
     def has_idle(self, now: float) -> bool:
         """Whether a payload that arrives now would start now, as far as can be told."""
-        return any(child.is_idle and self._room(child, now) for child in self._hungry)
+        return any(
+            (child.is_idle or self._async_room(child)) and self._room(child, now)
+            for child in self._hungry
+        )
 
     def has_waiting(self) -> bool:
         """Whether something waits behind a task."""
