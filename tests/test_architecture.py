@@ -15,7 +15,7 @@ PACKAGE = Path(wakaq.__file__).parent
 PYTHON = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted([*PYTHON, *PACKAGE.rglob("*.lua")])
 DOORS = {
-    "redis": "broker.py",
+    "redis": "client.py",
     "croniter": "cron.py",
     "psutil": "supervisor/memory.py",
     "setproctitle": "titles.py",

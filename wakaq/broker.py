@@ -1,75 +1,34 @@
-"""Talks to Redis: the only module that knows its commands. Not for deciding anything: callers decide, Redis keeps.
+"""Knows the commands of Redis, as no other module does. Not for deciding anything: callers decide, Redis keeps.
 
 State changes are Lua scripts, one file each in `wakaq/lua`, one method of the same name each. Nothing is retried here:
 whether a call may be repeated is known only to its caller.
 """
 
-import asyncio
 import json
-import logging
-import os
-import random
-import threading
-import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.commands.core import Script
-from redis.connection import Connection
-from redis.retry import Retry
-
-from wakaq.errors import ConfigError
+from wakaq.client import Client, Connection, ResponseError, freshen, source
 from wakaq.keys import Keys
 from wakaq.message import Call
 from wakaq.queue import Queue
 from wakaq.settings import Settings
 from wakaq.turn import Claim, Lane, Settlement, Turn
 
-# Redis is away, or is there and cannot serve now: it heals without us, and nothing is to be given up meanwhile.
-OUTAGES = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
-    redis.exceptions.MasterDownError,
-)
-RedisError = redis.RedisError
-LONGEST_BACKOFF = 2.0  # seconds
 PAGE = 1_000  # payloads in one command
-COMPLAIN_EVERY = 60.0  # seconds between two logs of one error
-
-logger = logging.getLogger("wakaq.broker")
 
 
 class TurnRefused(Exception):
     """This turn's number is not the next one: an earlier one was executed unseen, or this supervisor was declared dead."""
 
 
-class Broker:
-    """One process's way to Redis; safe to use from several threads, and after a fork.
-
-    Connects on first use. Raises redis-py's own errors: at once where the connection is refused, within `socket_timeout`
-    where nothing answers.
-    """
+class Broker(Client):
+    """What an application, a supervisor, a worker and a scheduler ask of Redis."""
 
     def __init__(self, settings: Settings, queues: Sequence[Queue]) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.queues = queues
         self.keys = Keys(settings.prefix)
-        self.client: redis.Redis = _connect(redis.Redis, Retry(NoBackoff(), 0), settings)
-        # Event loop -> its own client, and what closes it with the loop.
-        self._async_clients: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
-        self._local = threading.local()
-        self._scripts: dict[str, Script] = {}
-        self._complaints: dict[str, float] = {}  # error -> when to log it again
         # The start of an RPUSH to each queue, packed once: the hot path of `.delay()` only appends the payload.
         self._heads: dict[str, bytes] = {}
 
@@ -82,24 +41,7 @@ class Broker:
             key = self.keys.queue(queue).encode()
             head = b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$" % (len(key), key)
             self._heads[queue.name] = head
-        self._exchange(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
-
-    def _exchange(self, command: bytes) -> Any:
-        """Send a packed command on this thread's own connection, without the pool's locks; returns the reply."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None or self._local.pid != os.getpid():
-            connection = self.connection()
-            self._local.connection, self._local.pid = connection, os.getpid()
-        _freshen(connection)
-        try:
-            connection.send_packed_command((command,))
-            return connection.read_response()
-        except redis.ResponseError:
-            raise
-        except BaseException:
-            # Also a SoftTimeout between command and reply: the next command must not read this one's reply.
-            connection.disconnect()
-            raise
+        self.exchange(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
 
     def enqueue_all(self, calls: Sequence[Call]) -> None:
         """Enqueue many calls in few round trips, all of them or none."""
@@ -111,14 +53,7 @@ class Broker:
 
     async def aenqueue_all(self, calls: Sequence[Call]) -> None:
         """Do the same without blocking the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._async_clients:
-            retry = AsyncRetry(NoBackoff(), 0)
-            client = _connect(redis.asyncio.Redis, retry, self.settings)
-            keeper = _close_with_loop(client)
-            self._async_clients[loop] = client, keeper
-            await anext(keeper)
-        client, _ = self._async_clients[loop]
+        client = await self.async_client()
         async with client.pipeline(transaction=len(calls) > 1) as pipe:
             self._pipe(pipe, calls)
             await pipe.execute()
@@ -129,7 +64,7 @@ class Broker:
             if call.at is not None:
                 pipe.zadd(self.keys.eta(call.queue), {call.payload: call.at})
             elif call.delay:
-                pipe.eval(_source("delay"), 1, self.keys.eta(call.queue), call.payload, call.delay)
+                pipe.eval(source("delay"), 1, self.keys.eta(call.queue), call.payload, call.delay)
             else:
                 waiting.setdefault(self.keys.queue(call.queue), []).append(call.payload)
         for key, payloads in waiting.items():
@@ -170,22 +105,16 @@ class Broker:
             turn.settle(settlement, self.settings.dead_letters)
         for want, lanes in wants:
             turn.claim(want, lanes)
-        reply = self._run_turn(len(turn.keys), *turn.keys, *turn.args)
+        reply = self.run_script("turn", turn.keys, turn.args)
         if not reply[0]:
             raise TurnRefused
         for error in turn.errors(reply):
             self.complain(error)
         return turn.read(reply)
 
-    def connection(self) -> Connection:
-        """Return a connection outside the pool, not connected yet."""
-        pool = self.client.connection_pool
-        connection: Connection = pool.connection_class(**pool.connection_kwargs)
-        return connection
-
     def begin_claim(self, connection: Connection, lane: Lane) -> int:
         """Ask for the next payload of the lane's queue, for `wait_timeout` seconds; returns the socket to wait on."""
-        _freshen(connection)
+        freshen(connection)
         command = (
             "BLMOVE",
             self.keys.queue(lane.queue),
@@ -222,7 +151,7 @@ class Broker:
     def promote(self, limit: int) -> tuple[int, float | None]:
         """Move due payloads to their queues; returns how many, and the seconds until the next one is due."""
         keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
-        moved, wait, *errors = self._script("promote")(keys=keys, args=[limit])
+        moved, wait, *errors = self.script("promote")(keys=keys, args=[limit])
         for error in errors:
             self.complain(error.decode(errors="replace"))
         return moved, float(wait) if wait else None
@@ -251,7 +180,7 @@ class Broker:
     def beat(self, worker_id: str, entry: Mapping[str, object]) -> bool:
         """Renew the entry; False if it is gone: this supervisor was declared dead."""
         args = [worker_id, json.dumps(entry)]
-        return bool(self._script("beat")(keys=[self.keys.registry()], args=args))
+        return bool(self.script("beat")(keys=[self.keys.registry()], args=args))
 
     def registry(self) -> dict[str, bytes]:
         """Return each supervisor's entry as it is, unchecked."""
@@ -264,7 +193,7 @@ class Broker:
         False if the entry is another by now: the supervisor has moved, or was buried by others.
         """
         keys = [self.keys.registry(), self.keys.turns(self.queues[0])]
-        return bool(self._script("bury")(keys=keys, args=[worker_id, tombstone, entry]))
+        return bool(self.script("bury")(keys=keys, args=[worker_id, tombstone, entry]))
 
     def forget(self, field: str) -> None:
         self.client.hdel(self.keys.registry(), field)
@@ -272,14 +201,12 @@ class Broker:
     def rescue(self, lane: Lane, pairs: Sequence[tuple[bytes, bytes]]) -> int:
         """Requeue payloads of a dead supervisor's lane, each as its second form; returns how many were still there."""
         keys = [lane.key, self.keys.queue(lane.queue), self.keys.stats(lane.queue)]
-        return cast(
-            int, self._script("rescue")(keys=keys, args=[p for pair in pairs for p in pair])
-        )
+        return cast(int, self.script("rescue")(keys=keys, args=[p for pair in pairs for p in pair]))
 
     def adopt(self, lane: Lane, own: Lane, payload: bytes) -> bool:
         """Move a payload from a dead supervisor's lane to an orphan's; False if it was rescued before."""
         keys = [lane.key, own.key, self.keys.stats(lane.queue)]
-        return bool(self._script("rescue")(keys=keys, args=[payload, payload]))
+        return bool(self.script("rescue")(keys=keys, args=[payload, payload]))
 
     # -- the scheduler -----------------------------------------------------------------------------
 
@@ -291,114 +218,13 @@ class Broker:
     def fire(self, queue: Queue, identity: str, tick: float, payload: bytes, remember: int) -> bool:
         """Enqueue one tick of a schedule; False if it was enqueued before."""
         keys = [self.keys.cron(queue, identity), self.keys.queue(queue)]
-        return bool(self._script("fire")(keys=keys, args=[f"{tick:.6f}", payload, remember]))
+        return bool(self.script("fire")(keys=keys, args=[f"{tick:.6f}", payload, remember]))
 
     def risk_of_eviction(self) -> str | None:
         """Return the server's `maxmemory-policy` if it may throw tasks away, None if it cannot, or does not tell."""
         try:
             options = self.client.config_get("maxmemory*")
-        except redis.ResponseError:  # forbidden, as hosted servers do
+        except ResponseError:  # forbidden, as hosted servers do
             return None
         policy = str(options.get("maxmemory-policy", "noeviction"))
         return policy if policy != "noeviction" and options.get("maxmemory") != "0" else None
-
-    def _run_turn(self, *arguments: object) -> Any:
-        """Call the script, packed by us: a client's way there costs more than all the rest."""
-        command = _pack("EVALSHA", self._script("turn").sha, *arguments)
-        try:
-            return self._exchange(command)
-        except (
-            redis.exceptions.NoScriptError
-        ):  # a new server, or SCRIPT FLUSH; nothing was executed
-            self.client.script_load(_source("turn"))
-            return self._exchange(command)
-
-    # -- plumbing ----------------------------------------------------------------------------------
-
-    def complain(self, error: str) -> None:
-        """Log what Redis refuses, such as a key of a wrong type: not with every call that meets it."""
-        now = time.monotonic()
-        if now >= self._complaints.get(error, 0.0):
-            if len(self._complaints) > PAGE:
-                self._complaints.clear()
-            self._complaints[error] = now + COMPLAIN_EVERY
-            logger.error("Redis refuses: %s", error)
-
-    def _script(self, name: str) -> Script:
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self.client.register_script(_source(name))
-        return script
-
-    def ping(self) -> None:
-        self.client.ping()
-
-    def close(self) -> None:
-        self.client.close()
-
-
-def _pack(*arguments: object) -> bytes:
-    """Return a command as the server reads it."""
-    parts = [b"*%d\r\n" % len(arguments)]
-    for argument in arguments:
-        data = argument if isinstance(argument, bytes) else str(argument).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
-
-
-def _freshen(connection: Any) -> None:
-    """Find out that the server closed a connection while it lay idle, before anything is sent on it.
-
-    Later, nobody could tell whether the command was executed.
-    """
-    try:
-        if connection.can_read():
-            connection.disconnect()
-    except redis.ConnectionError:
-        connection.disconnect()
-
-
-async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
-    """Close a client when its event loop ends, which closes the generators that were begun on it."""
-    try:
-        yield
-    finally:
-        await client.aclose()
-
-
-def backoff(failures: int) -> float:
-    """Return how long to wait after so many failures in a row: doubling, with jitter so that a fleet spreads out."""
-    longest = min(0.05 * 2.0 ** min(failures, 10), LONGEST_BACKOFF)
-    return random.uniform(0.5, 1.0) * longest  # noqa: S311 - no secret
-
-
-def _source(name: str) -> str:
-    source = _SOURCES.get(name)
-    if source is None:
-        source = _SOURCES[name] = (resources.files("wakaq") / "lua" / f"{name}.lua").read_text(
-            "utf-8"
-        )
-    return source
-
-
-_SOURCES: dict[str, str] = {}
-
-
-def _connect(kind: Any, retry: Any, settings: Settings) -> Any:
-    """Make a client, sync or async, that repeats nothing by itself."""
-    options: dict[str, Any] = {
-        "socket_timeout": settings.socket_timeout,
-        "socket_connect_timeout": settings.socket_connect_timeout,
-        "health_check_interval": settings.health_check_interval,
-        "retry": retry,
-        "protocol": 2,
-    }
-    if settings.url is None:
-        names = ("host", "port", "username", "password", "db")
-        return kind(**options, **{name: getattr(settings, name) for name in names})
-    if settings.url.startswith("unix:"):
-        del options["socket_connect_timeout"]
-    try:
-        return kind.from_url(settings.url, **options)
-    except ValueError as error:
-        raise ConfigError(f"url cannot be used: {error}") from error

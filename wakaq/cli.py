@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import click
 
 from wakaq.app import WakaQ
-from wakaq.broker import OUTAGES, Broker, RedisError
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES, RedisError
 from wakaq.embedded import EmbeddedServer
 from wakaq.errors import UnknownQueue, WakaQError
 from wakaq.inspector import Inspector

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from wakaq.app import WakaQ
-from wakaq.broker import OUTAGES, Broker, RedisError
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES, RedisError
 from wakaq.cron import CronTask
 from wakaq.queue import Queue
 

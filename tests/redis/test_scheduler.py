@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from wakaq import CronTask, WakaQ
-from wakaq.broker import OUTAGES, Broker
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES
 from wakaq.scheduler import Scheduler
 
 

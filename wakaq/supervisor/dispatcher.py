@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import OUTAGES, Broker, RedisError, TurnRefused
+from wakaq.broker import Broker, TurnRefused
+from wakaq.client import OUTAGES, RedisError
 from wakaq.frames import Done, Failed, Outcome, Ready, Recalled
 from wakaq.message import describe
 from wakaq.supervisor.autopsy import grouped, running_tasks, settle

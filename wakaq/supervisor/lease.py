@@ -16,7 +16,8 @@ from secrets import token_hex
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import OUTAGES, Broker, RedisError
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES, RedisError
 from wakaq.errors import ConfigError, NotAMessage
 from wakaq.message import Message, recount
 from wakaq.queue import Queue

@@ -9,7 +9,8 @@ happens, and the number found on the server afterwards tells which. What it clai
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from wakaq.broker import Broker, backoff
+from wakaq.broker import Broker
+from wakaq.client import backoff
 from wakaq.queue import Queue
 from wakaq.turn import Claim, Lane, Settlement
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from wakaq.broker import LONGEST_BACKOFF
+from wakaq.client import LONGEST_BACKOFF
 
 logger = logging.getLogger("wakaq.broker")
 QUIET = LONGEST_BACKOFF + 1.0  # seconds without a failure after which an outage is over

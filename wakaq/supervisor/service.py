@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from wakaq.broker import OUTAGES, backoff
+from wakaq.client import OUTAGES, backoff
 from wakaq.supervisor.outage import Outage
 
 logger = logging.getLogger("wakaq.supervisor")

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import OUTAGES, Broker
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES
 from wakaq.frames import Channel, Progress
 from wakaq.loader import APP_VARIABLE
 from wakaq.supervisor import deaths

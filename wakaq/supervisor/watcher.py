@@ -5,7 +5,8 @@ No thread waits for the answer, but the dispatcher's selector: so a payload reac
 
 import time
 
-from wakaq.broker import OUTAGES, Broker, RedisError
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES, RedisError
 from wakaq.queue import Queue
 from wakaq.turn import Claim, Lane
 

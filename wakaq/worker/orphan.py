@@ -16,7 +16,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from wakaq.broker import OUTAGES, Broker, backoff
+from wakaq.broker import Broker
+from wakaq.client import OUTAGES, backoff
 from wakaq.frames import Done, Outcome
 from wakaq.letters import HARD_TIMEOUT, Letter
 from wakaq.message import describe
