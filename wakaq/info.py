@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from wakaq.broker import OUTAGES
+from wakaq.client import OUTAGES
 from wakaq.errors import WakaQError
 from wakaq.inspector import Counts, Inspector, Snapshot
 
