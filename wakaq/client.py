@@ -136,7 +136,10 @@ class Client:
         self.client.ping()
 
     def close(self) -> None:
+        """Close the connections, of other threads all but those that `exchange` made: these end with their threads."""
         self.client.close()
+        if (connection := getattr(self._local, "connection", None)) is not None:
+            connection.disconnect()
 
 
 def _pack(*arguments: object) -> bytes:
