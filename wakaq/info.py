@@ -116,21 +116,27 @@ def tables(snapshot: Snapshot, per_second: list[tuple[float, float]]) -> Group:
         numbers = (counts.pending, counts.delayed, counts.inflight, counts.dead_letters, *rest)
         priority = "" if queue.priority is None else str(queue.priority)
         queues.add_row(queue.name, priority, *(f"{value:,.0f}" for value in numbers))
-    workers = Table("host", "pid", "worker", box=None, pad_edge=False)
-    workers.add_column("runs", no_wrap=True, ratio=1, overflow="ellipsis")
-    workers.add_column("for", justify="right")
-    workers.add_column("MB", justify="right")
+    workers = Table("host", box=None, pad_edge=False)
+    for name in ("pid", "worker", "runs", "for", "MB"):
+        is_text = name == "runs"
+        workers.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     for entry in snapshot.supervisors.values():
         for child in entry["children"]:
-            workers.add_row(str(entry.get("host")), *_describe(child))
+            workers.add_row(_shortened(str(entry.get("host"))), *_describe(child))
     return Group(queues, "", workers, f"{len(snapshot.supervisors)} x wakaq-worker")
 
 
-def _describe(child: dict[str, Any]) -> Iterator[str]:
+def _shortened(text: str) -> Text:
+    # Of its own, not of its column: so the column gives way to those that may not be cut.
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _describe(child: dict[str, Any]) -> Iterator[str | Text]:
     yield str(child.get("pid"))
     yield str(child.get("number"))
     tasks = child.get("tasks") or [{"name": "idle"}]
     more = f"{len(tasks)} tasks, such as " if len(tasks) > 1 else ""
-    yield ("does not answer: " if child.get("is_silent") else "") + more + tasks[0]["name"]
+    silent = "does not answer: " if child.get("is_silent") else ""
+    yield _shortened(silent + more + tasks[0]["name"])
     yield f"{tasks[0]['seconds']:,.0f} s" if "seconds" in tasks[0] else ""
     yield f"{child.get('rss', 0) / 1e6:,.0f}"
