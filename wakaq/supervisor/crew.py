@@ -26,6 +26,7 @@ class Crew:
     """The children, and what is on its way to them."""
 
     def __init__(self, app: WakaQ, send: Callable[[Child, tuple[Any, ...]], None]) -> None:
+        self.numbers = range(1, app.settings.concurrency + 1)
         self.children: set[Child] = set()
         self.round_trip = 0.0  # seconds, of a turn
         # Of the children, those that could take something, and those where something waits behind a task: kept at every

@@ -1,8 +1,40 @@
 """What the supervisor's threads post to each other. Not for what goes over a worker's channel: that is `wakaq.frames`."""
 
-from typing import NamedTuple
+import contextlib
+import os
+import queue as queues
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from wakaq.supervisor.child import Child
+
+
+class Inbox:
+    """A queue with a descriptor to wait on: any thread posts, and a signal handler, too; one thread takes."""
+
+    def __init__(self) -> None:
+        self._events: queues.SimpleQueue[Any] = queues.SimpleQueue()
+        self._reader, self._writer = os.pipe()
+        for fd in (self._reader, self._writer):
+            os.set_blocking(fd, False)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def is_empty(self) -> bool:
+        return self._events.empty()
+
+    def post(self, event: Any) -> None:
+        self._events.put(event)
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._writer, b"!")
+
+    def take(self) -> Iterator[Any]:
+        """Return what was posted until now."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 4096)  # before the queue: what is posted later, wakes again
+        while not self._events.empty():
+            yield self._events.get()
 
 
 # What others post.

@@ -2,26 +2,18 @@
 
 import contextlib
 import logging
-import multiprocessing
 import os
-import queue as queues
 import selectors
 import signal
-import socket
-import sys
-import tempfile
 import time
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from wakaq.app import WakaQ
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES
-from wakaq.frames import Channel, Progress
-from wakaq.loader import APP_VARIABLE
-from wakaq.supervisor import deaths
-from wakaq.supervisor.autopsy import SHUTDOWN, running_tasks
+from wakaq.supervisor import reports
+from wakaq.supervisor.autopsy import SHUTDOWN
 from wakaq.supervisor.broadcast import Broadcast
 from wakaq.supervisor.child import Child, Death
 from wakaq.supervisor.dispatcher import Dispatcher
@@ -33,18 +25,19 @@ from wakaq.supervisor.events import (
     Ended,
     Finish,
     Gone,
+    Inbox,
     Joined,
     Retiring,
 )
 from wakaq.supervisor.heartbeat import Heartbeat
 from wakaq.supervisor.lease import Lease
-from wakaq.supervisor.memory import Memory, rss
+from wakaq.supervisor.memory import Memory
 from wakaq.supervisor.outage import Outage
 from wakaq.supervisor.promoter import Promoter
 from wakaq.supervisor.service import Service
+from wakaq.supervisor.spawner import Spawner
 from wakaq.supervisor.timeouts import Timeouts, read_stacks
 from wakaq.titles import set_title
-from wakaq.worker.worker import InheritedFile, Spec, main
 
 logger = logging.getLogger("wakaq.supervisor")
 
@@ -67,20 +60,17 @@ class Supervisor:
         # Fixed.
         self._app = app
         self._path = path
-        self._context = multiprocessing.get_context("forkserver")
+        self._spawner = Spawner(path)
         self._broker = Broker(app.settings, app.queues)
         outage = Outage()
 
         # Any thread.
-        self._inbox: queues.SimpleQueue[Any] = queues.SimpleQueue()
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_reader, False)
-        os.set_blocking(self._wake_writer, False)
+        self._inbox = Inbox()
 
         # Main thread only; the list is replaced, never changed, so that others can read it.
         self._children: list[Child] = []
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._selector.register(self._inbox, selectors.EVENT_READ)
         self._vacancies: list[tuple[float, int]] = []  # when to start a worker of which number
         self._has_booted = False
         self._boot_failures = 0
@@ -92,7 +82,7 @@ class Supervisor:
 
         # The threads.
         self._lease = Lease(app, self._broker, outage, self._describe)
-        self._dispatcher = Dispatcher(app, self._broker, outage, self._lease, self._tell)
+        self._dispatcher = Dispatcher(app, self._broker, outage, self._lease, self._inbox.post)
         # Those that bring work, and end first; then those that guard it, and end last.
         self._bringing: list[Service] = [
             Promoter(self._broker, outage),
@@ -112,35 +102,11 @@ class Supervisor:
             )
             self._guarding.append(self._memory)
 
-    # -- any thread --------------------------------------------------------------------------------
-
-    def _tell(self, event: Any) -> None:
-        """Post to the main thread; also called by signal handlers, as both steps are reentrant."""
-        self._inbox.put(event)
-        try:
-            os.write(self._wake_writer, b"!")
-        except BlockingIOError:  # a full pipe wakes it as well
-            return
-
     def _read_children(self) -> list[Child]:
         return self._children
 
     def _describe(self) -> list[dict[str, Any]]:
-        """Return what the children do, for the registry."""
-        now = time.monotonic()
-        return [
-            {
-                "number": child.number,
-                "pid": child.pid,
-                "rss": rss(child),
-                "is_silent": child in self._heartbeat.silent,
-                "tasks": [
-                    {"name": name, "seconds": round(now - child.started_at(slot), 1)}
-                    for slot, name in running_tasks(child)
-                ],
-            }
-            for child in self._children
-        ]
+        return reports.describe(self._children, self._heartbeat.silent)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -158,7 +124,6 @@ class Supervisor:
         self._lease.rescue_neighbours()
         self._dispatcher.ledger.rename(self._lease.register())
         self._install_signals()
-        self._prepare_forkserver()
         self._dispatcher.start()
         for number in range(1, self._app.settings.concurrency + 1):
             self._vacancies.append((0.0, number))
@@ -177,13 +142,11 @@ class Supervisor:
         moments += [due for due, _ in self._vacancies[:1]]
         moments += [at for at in (self._kill_at, self._stacks_at) if at is not None]
         for key, _ in self._selector.select(max(0.0, min(moments) - time.monotonic())):
-            if key.data is None:
-                os.read(self._wake_reader, 4096)
-            else:
+            if key.data is not None:
                 self._selector.unregister(key.fileobj)
                 self._dispatcher.post(Ended(key.data))
-        while not self._inbox.empty():
-            self._handle(self._inbox.get())
+        for event in self._inbox.take():
+            self._handle(event)
         self._keep_time(time.monotonic())
 
     def _handle(self, event: Any) -> None:
@@ -230,7 +193,7 @@ class Supervisor:
 
     def _install_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
-            signal.signal(number, lambda received, _: self._tell(signal.Signals(received)))
+            signal.signal(number, lambda received, _: self._inbox.post(signal.Signals(received)))
 
     def _obey(self, number: signal.Signals) -> None:
         if number == signal.SIGUSR1:
@@ -295,48 +258,22 @@ class Supervisor:
 
     # -- workers -----------------------------------------------------------------------------------
 
-    def _prepare_forkserver(self) -> None:
-        os.environ[APP_VARIABLE] = self._path
-        self._context.set_forkserver_preload(["wakaq.worker.forkserver_preload"])
-        # Each worker would import the script that was started, and with it the command line's packages, as its __main__.
-        sys.modules["__main__"] = types.ModuleType("__main__")
-
     def _fill_vacancies(self, now: float) -> None:
         if self._memory is not None and self._memory.is_exceeded:
             return
         self._vacancies.sort()
-        while self._vacancies and self._vacancies[0][0] <= now and self._inbox.empty():
+        while self._vacancies and self._vacancies[0][0] <= now and self._inbox.is_empty():
             _, number = self._vacancies.pop(0)
             try:
                 self._spawn(number)
-            except (
-                OSError,
-                EOFError,
-            ) as error:  # no memory, no descriptors, or a fork server that has just died
+            # No memory, no descriptors, or a fork server that has just died.
+            except (OSError, EOFError) as error:
                 logger.error("Worker %d cannot be forked, trying again: %s", number, error)  # noqa: TRY400 - no bug
                 self._vacancies.append((now + 1.0, number))
                 return
 
     def _spawn(self, number: int) -> None:
-        """Start a worker; the one place that starts processes."""
-        ours, theirs = socket.socketpair()
-        ours.settimeout(0)
-        progress = Progress()
-        # Without a name, and written at its end however often it is emptied.
-        with tempfile.TemporaryFile(mode="a+b") as stacks:
-            file = InheritedFile(stacks.fileno())
-            spec = Spec(self._path, number, self._lease.worker_id, theirs, progress.memory, file)
-            process = self._context.Process(
-                target=main, args=(spec,), name=f"wakaq-worker-{number}"
-            )
-            try:
-                process.start()
-            except BaseException:
-                ours.close()
-                raise
-            finally:
-                theirs.close()  # so that the worker's death is the end of the stream
-            child = Child(number, process, Channel(ours), progress, os.dup(stacks.fileno()))
+        child = self._spawner.spawn(number, self._lease.worker_id)
         self._children = [*self._children, child]
         self._selector.register(child.end_fd, selectors.EVENT_READ, child)
         self._dispatcher.post(Joined(child))
@@ -347,7 +284,7 @@ class Supervisor:
         with contextlib.suppress(KeyError):  # its end was seen before
             self._selector.unregister(child.end_fd)
         status = child.reap()
-        deaths.report(child, status, victims)
+        reports.report_death(child, status, victims)
         if self._is_draining or child.has_replacement:
             return
         now = time.monotonic()

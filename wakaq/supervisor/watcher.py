@@ -4,12 +4,15 @@ No thread waits for the answer, but the dispatcher's selector: so a payload reac
 """
 
 import time
+from collections.abc import Sequence
+from selectors import EVENT_READ, BaseSelector
 
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES, RedisError
 from wakaq.queue import Queue
 from wakaq.turn import Claim, Lane
 
+LOOK_EVERY = 1.0  # seconds between looks whether a watcher should wait
 REST = 5.0  # seconds until a queue that cannot be used is tried again
 
 
@@ -55,3 +58,52 @@ class Watcher:
         """Close a connection on which nothing answers; the claim that was asked for may still happen."""
         self._lane = None
         self._connection.disconnect()  # type: ignore[no-untyped-call]
+
+
+class Watchers:
+    """One watcher a queue, in their order (dispatcher thread only)."""
+
+    def __init__(self, broker: Broker, queues: Sequence[Queue], selector: BaseSelector) -> None:
+        self._watchers = [Watcher(broker, queue) for queue in queues]
+        self._selector = selector
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the server owes an answer to one of them."""
+        return any(watcher.is_waiting for watcher in self._watchers)
+
+    def watch(self, lanes: Sequence[Lane]) -> None:
+        """Have the server wait for work in the queues that nobody waits for yet."""
+        now = time.monotonic()
+        for watcher, lane in zip(self._watchers, lanes, strict=True):
+            if not watcher.is_waiting and now >= watcher.rests_until:
+                watcher.ask(lane)
+                self._selector.register(watcher.fd, EVENT_READ, watcher)
+
+    def answer(self, watcher: Watcher) -> Claim | None:
+        """Return what a watcher has claimed, whose socket is readable."""
+        self._selector.unregister(watcher.fd)
+        return watcher.answer()
+
+    def drop_silent(self, now: float) -> bool:
+        """Give up those that get no answer; returns whether there were any."""
+        silent = [
+            watcher for watcher in self._watchers if watcher.is_waiting and now > watcher.deadline
+        ]
+        for watcher in silent:
+            self._selector.unregister(watcher.fd)
+            watcher.give_up()
+        return bool(silent)
+
+    def next_look_at(self, now: float) -> float:
+        """Return when one of them may need attention."""
+        moments = (one.deadline if one.is_waiting else now + LOOK_EVERY for one in self._watchers)
+        return min(moments, default=now + LOOK_EVERY)
+
+    def settled(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Return the lanes into which nothing is being claimed.
+
+        In the others nobody can tell a stray from a claim that is on its way.
+        """
+        watched = zip(self._watchers, lanes, strict=True)
+        return [lane for watcher, lane in watched if not watcher.is_waiting]

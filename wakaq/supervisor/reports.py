@@ -1,10 +1,14 @@
-"""Says in one sentence how a worker ended. Not for what becomes of its tasks: that is `autopsy`."""
+"""Says what workers do, and how they ended. Not for what becomes of their tasks: that is `autopsy`."""
 
 import logging
 import signal
 import time
+from collections.abc import Collection
+from typing import Any
 
+from wakaq.supervisor.autopsy import running_tasks
 from wakaq.supervisor.child import Child
+from wakaq.supervisor.memory import rss
 
 logger = logging.getLogger("wakaq.supervisor")
 _LOST_STATUS = 255  # what multiprocessing tells when the fork server, which knew, is gone
@@ -23,7 +27,7 @@ def cause(status: int | None) -> str:
     return f"exited with status {status}"
 
 
-def report(child: Child, status: int | None, victims: list[str]) -> None:
+def report_death(child: Child, status: int | None, victims: list[str]) -> None:
     """Log a worker's end: pid, cause, what it was running, how long it lived."""
     death = child.death
     level = logging.WARNING if status or victims else logging.INFO
@@ -37,3 +41,21 @@ def report(child: Child, status: int | None, victims: list[str]) -> None:
         f", by us, because of: {death.reason}" if death else "",
         f", while it ran {', '.join(victims)}" if victims else "",
     )
+
+
+def describe(children: Collection[Child], silent: Collection[Child]) -> list[dict[str, Any]]:
+    """Return what workers do, as the registry holds it."""
+    now = time.monotonic()
+    return [
+        {
+            "number": child.number,
+            "pid": child.pid,
+            "rss": rss(child),
+            "is_silent": child in silent,
+            "tasks": [
+                {"name": name, "seconds": round(now - child.started_at(slot), 1)}
+                for slot, name in running_tasks(child)
+            ],
+        }
+        for child in children
+    ]

@@ -1,0 +1,51 @@
+"""Starts worker processes: the one place that does. Not for when to start or replace one: the main thread decides."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import types
+
+from wakaq.frames import Channel, Progress
+from wakaq.loader import APP_VARIABLE
+from wakaq.supervisor.child import Child
+from wakaq.worker.worker import InheritedFile, Spec, main
+
+
+class Spawner:
+    """Forks workers from a fork server, which has imported the application and has no threads (main thread only)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["wakaq.worker.forkserver_preload"])
+        os.environ[APP_VARIABLE] = path
+        # Each worker would import the script that was started, and with it the command line's packages, as its __main__.
+        sys.modules["__main__"] = types.ModuleType("__main__")
+
+    def spawn(self, number: int, worker_id: str) -> Child:
+        """Start a worker.
+
+        Raises:
+            OSError: There are no more processes or descriptors to be had, or the fork server has just died.
+            EOFError: The same.
+        """
+        ours, theirs = socket.socketpair()
+        ours.settimeout(0)
+        progress = Progress()
+        # Without a name, and written at its end however often it is emptied.
+        with tempfile.TemporaryFile(mode="a+b") as stacks:
+            file = InheritedFile(stacks.fileno())
+            spec = Spec(self._path, number, worker_id, theirs, progress.memory, file)
+            process = self._context.Process(
+                target=main, args=(spec,), name=f"wakaq-worker-{number}"
+            )
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()  # so that the worker's death is the end of the stream
+            return Child(number, process, Channel(ours), progress, os.dup(stacks.fileno()))
