@@ -75,6 +75,7 @@ def test_an_orphan_needs_no_turn_before(two_queues, redis, database, lanes):
         (["gone"], ["a", "b", "c"]),
         (["a", "gone", "c"], ["b"]),
         (["a", "a"], ["b", "c"]),
+        (["c", "gone"], ["a", "b"]),
     ],
 )
 def test_done_acks_what_is_in_flight(turn, redis, lanes, done, left):
