@@ -53,8 +53,10 @@ class Broker(Client):
 
     async def aenqueue_all(self, calls: Sequence[Call]) -> None:
         """Do the same without blocking the running event loop."""
-        client = await self.async_client()
-        async with client.pipeline(transaction=len(calls) > 1) as pipe:
+        async with (
+            self.async_client() as client,
+            client.pipeline(transaction=len(calls) > 1) as pipe,
+        ):
             self._pipe(pipe, calls)
             await pipe.execute()
 

@@ -4,6 +4,7 @@ The only module that imports redis.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -13,7 +14,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from importlib import resources
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -50,6 +50,7 @@ OUTAGES = (
 )
 RedisError = redis.RedisError
 LONGEST_BACKOFF = 2.0  # seconds
+MOST_CONNECTIONS = 16  # of one event loop
 ResponseError = redis.ResponseError
 COMPLAIN_EVERY = 60.0  # seconds between two logs of one error
 MOST_COMPLAINTS = 1_000
@@ -67,22 +68,29 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.client: redis.Redis = _connect(redis.Redis, Retry(NoBackoff(), 0), settings)
-        # Event loop -> its own client, and what closes it with the loop.
-        self._async_clients: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+        # Event loop -> its own client, the gate to its connections, and what closes it with the loop.
+        self._async_clients: dict[Any, tuple[Any, asyncio.Semaphore, Any]] = {}
         self._local = threading.local()
         self._scripts: dict[str, Script] = {}
         self._complaints: dict[str, float] = {}  # error -> when to log it again
 
-    async def async_client(self) -> Any:
-        """Return the running event loop's client."""
+    @contextlib.asynccontextmanager
+    async def async_client(self) -> AsyncGenerator[Any, None]:
+        """Lend the running event loop's client, for one call: thousands at once share a few connections."""
         loop = asyncio.get_running_loop()
         if loop not in self._async_clients:
+            for other in list(self._async_clients):
+                if other.is_closed():
+                    self._async_clients.pop(other, None)
             retry = AsyncRetry(NoBackoff(), 0)
             client = _connect(redis.asyncio.Redis, retry, self.settings)
             keeper = _close_with_loop(client)
-            self._async_clients[loop] = client, keeper
+            gate = asyncio.Semaphore(MOST_CONNECTIONS)
+            self._async_clients[loop] = client, gate, keeper
             await anext(keeper)
-        return self._async_clients[loop][0]
+        client, gate, _ = self._async_clients[loop]
+        async with gate:
+            yield client
 
     def connection(self) -> Connection:
         """Return a connection outside the pool, not connected yet."""
@@ -191,6 +199,7 @@ def _connect(kind: Any, retry: Any, settings: Settings) -> Any:
         "health_check_interval": settings.health_check_interval,
         "retry": retry,
         "protocol": 2,
+        "max_connections": 2**20,  # as many as the application has threads
     }
     if settings.url is None:
         names = ("host", "port", "username", "password", "db")
