@@ -1,6 +1,7 @@
 """What waits for its time in Redis: delaying, promoting, and firing the ticks of schedules."""
 
 import logging
+import signal
 import threading
 import time
 from contextlib import closing
@@ -53,6 +54,23 @@ def test_the_same_call_delayed_twice_is_one_at_the_later_words_time(broker, redi
     broker.enqueue_all([Call(broker.queues[0], b"a", at=3.0)])
 
     assert redis.zrange("wakaq:eta:high", 0, -1, withscores=True) == [(b"b", 2.0), (b"a", 3.0)]
+
+
+def test_more_threads_may_delay_at_once_than_a_pool_has_by_default(make_server):
+    server = make_server()
+    app = WakaQ(queues=["high"], url=server.url)
+    with closing(server.client()) as client, closing(Broker(app.settings, app.queues)) as broker:
+        broker.ping()
+        server.process.send_signal(signal.SIGSTOP)
+        calls = [[Call(broker.queues[0], b"%d" % number, delay=60)] for number in range(150)]
+        threads = [threading.Thread(target=broker.enqueue_all, args=[call]) for call in calls]
+        for thread in threads:
+            thread.start()
+        server.process.send_signal(signal.SIGCONT)
+        for thread in threads:
+            thread.join()
+
+        assert client.zcard("wakaq:eta:high") == 150
 
 
 # -- promote ---------------------------------------------------------------------------------------
