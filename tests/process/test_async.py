@@ -44,6 +44,11 @@ async def timer(count):
     client.rpush("late", sorted(late)[int(count * 0.99)])
 
 @wakaq.task
+async def spread(levels):
+    await asyncio.gather(*(spread.adelay(levels - 1) for _ in range(2 if levels else 0)))
+    client.rpush("done", levels)
+
+@wakaq.task
 def nap(seconds, name="nap"):
     client.rpush("started", name)
     time.sleep(seconds)
@@ -230,6 +235,16 @@ def test_what_runs_when_the_supervisor_is_killed_ends_and_is_acked(start, redis,
     assert redis.llen("started") == 0
 
 
+def test_async_tasks_enqueue_with_adelay(start, redis):
+    worker = start(app("concurrency=2"))
+    worker.app.spread.delay(5)
+
+    found = take(redis, 63)
+    assert [found.count(str(level)) for level in range(5, -1, -1)] == [1, 2, 4, 8, 16, 32]
+    assert worker.stop() == 0
+    assert_nothing_waits(redis)
+
+
 def test_titles_and_info_say_what_runs(start, redis, eventually):
     worker = start(app())
     (pid,) = worker.workers()
@@ -242,7 +257,11 @@ def test_titles_and_info_say_what_runs(start, redis, eventually):
     def has_info():
         (entry,) = map(json.loads, redis.hvals("wakaq:registry:workers"))
         (child,) = entry["children"]
-        assert sorted(task["name"] for task in child["tasks"]) == ["doze(30)", "doze(30)", "nap(30)"]
+        assert sorted(task["name"] for task in child["tasks"]) == [
+            "doze(30)",
+            "doze(30)",
+            "nap(30)",
+        ]
         assert all(0 < task["seconds"] < 20 for task in child["tasks"])
 
     eventually(has_info)
