@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -15,6 +15,7 @@ from wakaq.client import OUTAGES, RedisError
 from wakaq.embedded import EmbeddedServer
 from wakaq.errors import UnknownQueue, WakaQError
 from wakaq.inspector import Inspector
+from wakaq.letters import Letter
 from wakaq.loader import load, suggest
 from wakaq.log import configure
 from wakaq.message import describe
@@ -37,8 +38,6 @@ app_option = click.option(
 queue_option = click.option("--queue", "name", required=True, metavar="NAME", help="The queue.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask, as on a terminal it would.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
-all_option = click.option("--all", "is_all", is_flag=True, help="Mean all, as does no INDEX.")
-indexes_argument = click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
 
 
 @contextlib.contextmanager
@@ -50,18 +49,16 @@ def reports_errors() -> Iterator[None]:
         raise
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "wakaq"
-        fail(f"{' '.join(error.format_message().split())} See {command} --help")
+        message = f"{' '.join(error.format_message().split())} See {command} --help"
     except WakaQError as error:
-        fail(str(error))
+        message = str(error)
     except OUTAGES as error:
         remedy = "check the app's url, host, port and password, and that it runs"
-        fail(f"Redis cannot be used: {error}; {remedy}")
+        message = f"Redis cannot be used: {error}; {remedy}"
     except RedisError as error:
-        fail(f"Redis refuses: {error}")
-
-
-def fail(message: str) -> NoReturn:
-    """End with one line."""
+        message = f"Redis refuses: {error}"
+    else:
+        return
     click.echo(f"wakaq: {message}", err=True)
     sys.exit(USER_ERROR)
 
@@ -82,7 +79,6 @@ class Group(Command, click.Group):
     """A command with commands."""
 
     command_class = Command
-    group_class = type
 
 
 @click.group(cls=Group)
@@ -106,23 +102,24 @@ def worker(path: str, *, embedded: bool, schedules: bool) -> None:
     # Here, as is `show` below: each command loads what it needs, and answers sooner.
     from wakaq.supervisor.supervisor import Supervisor  # noqa: PLC0415
 
-    app: WakaQ = load(path)
-    settings = app.settings
-    configure(
-        settings.worker_log_level,
-        settings.worker_log_file,
-        settings.log_format,
-        settings.task_log_format,
-    )
+    app = prepare(path, "worker")
 
     def more_services(broker: Broker, outage: Outage) -> list[Service]:
         return [Periodic(Scheduler(app, broker, lambda _: None), outage)] if schedules else []
 
     # Until the supervisor handles it, so that no server of ours is left behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with EmbeddedServer(settings) if embedded else contextlib.nullcontext():
+    with EmbeddedServer(app.settings) if embedded else contextlib.nullcontext():
         status = Supervisor(app, path, more_services).run()
     sys.exit(status)
+
+
+def prepare(path: str, kind: str) -> WakaQ:
+    """Return the application, and write logs as it wants those of this kind of process."""
+    app = load(path)
+    level, file = (getattr(app.settings, f"{kind}_log_{what}") for what in ("level", "file"))
+    configure(level, file, app.settings.log_format, app.settings.task_log_format)
+    return app
 
 
 class Periodic(Service):
@@ -147,14 +144,7 @@ def scheduler(path: str) -> None:
 
     Example: wakaq-scheduler --app=shop.tasks.wakaq
     """
-    app: WakaQ = load(path)
-    settings = app.settings
-    configure(
-        settings.scheduler_log_level,
-        settings.scheduler_log_file,
-        settings.log_format,
-        settings.task_log_format,
-    )
+    app = prepare(path, "scheduler")
     app.broker.ping()
     service = Periodic(Scheduler(app, app.broker, set_title), Outage())
     # Before the thread starts, so that it blocks them, too: they wait for sigwait.
@@ -196,69 +186,61 @@ def purge(path: str, name: str, *, yes: bool) -> None:
     click.echo(f"Dropped {pending} pending and {delayed} delayed tasks of queue {name!r}")
 
 
-@main.group()
-def dead() -> None:
+@main.command()
+@click.argument("action", type=click.Choice(["list", "retry", "purge"]))
+@app_option
+@queue_option
+@yes_option
+@json_option
+@click.option("--all", "is_all", is_flag=True, help="Mean all: retry does not ask then.")
+@click.option(
+    "--limit", default=20, type=click.IntRange(1), help="How many to list; by default 20."
+)
+@click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
+def dead(  # noqa: PLR0913 - each is an option
+    action: str,
+    path: str,
+    name: str,
+    indexes: tuple[int, ...],
+    *,
+    yes: bool,
+    as_json: bool,
+    is_all: bool,
+    limit: int,
+) -> None:
     """See, put back or drop dead letters: tasks that WakaQ gave up on.
 
-    Each has an INDEX, 0 for the oldest in its queue. Example:
+    Each has an INDEX, 0 for the oldest in its queue. Without one, the newest are listed, and all are put back or dropped.
 
-    wakaq dead retry --app=shop.tasks.wakaq --queue=emails 17
+    Example: wakaq dead retry --app=shop.tasks.wakaq --queue=emails 17
     """
-
-
-@dead.command("list")
-@app_option
-@queue_option
-@json_option
-@click.option("--limit", default=20, type=click.IntRange(1), help="How many; by default 20.")
-def dead_list(path: str, name: str, limit: int, *, as_json: bool) -> None:
-    """Show the newest dead letters, with reason and traceback.
-
-    Example: wakaq dead list --app=shop.tasks.wakaq --queue=emails
-    """
+    if indexes and is_all:
+        raise click.UsageError("Give either INDEX or --all.", click.get_current_context())
     inspector, queue = find(path, name)
-    for index, _, letter in inspector.dead(queue, limit):
-        if as_json:
-            click.echo(json.dumps({"index": index, **letter.to_dict()}))
-        else:
-            click.secho(f"{index}  {describe(letter.payload)}", bold=True)
-            click.echo(f"{letter.reason}, {letter.at}, {letter.worker}\n{letter.traceback}\n")
-    if not as_json:
-        click.echo(f"Queue {name!r} has {inspector.count_dead(queue)} dead letters")
+    count = inspector.count_dead(queue)
+    if action == "list":
+        newest = range(count - 1, max(count - limit, 0) - 1, -1)
+        for index, raw in inspector.dead(queue, indexes or newest):
+            click.echo(render(index, Letter.decode(raw), as_json=as_json))
+        if not as_json:
+            click.echo(f"Queue {name!r} has {count} dead letters")
+        return
+    letters = [raw for _, raw in inspector.dead(queue, sorted(set(indexes)) or range(count))]
+    if action == "purge":
+        confirm(f"Drop {len(letters)} dead letters of queue {name!r}?", yes=yes)
+        click.echo(f"Dropped {inspector.drop(queue, letters)} dead letters of queue {name!r}")
+    else:
+        confirm(f"Put {len(letters)} tasks back?", yes=yes or is_all or bool(indexes))
+        count = sum(inspector.revive(queue, letter) for letter in letters)
+        click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
 
 
-@dead.command("retry")
-@app_option
-@queue_option
-@yes_option
-@all_option
-@indexes_argument
-def dead_retry(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_all: bool) -> None:
-    """Put dead letters back into their queue, as new.
-
-    Example: wakaq dead retry --app=shop.tasks.wakaq --queue=emails --all
-    """
-    inspector, queue, letters = choose(path, name, indexes, is_all=is_all)
-    if not indexes:
-        confirm(f"Put back {len(letters)} tasks of queue {name!r}?", yes=yes or is_all)
-    count = sum(inspector.revive(queue, letter) for letter in letters)
-    click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
-
-
-@dead.command("purge")
-@app_option
-@queue_option
-@yes_option
-@all_option
-@indexes_argument
-def dead_purge(path: str, name: str, indexes: tuple[int, ...], *, yes: bool, is_all: bool) -> None:
-    """Drop dead letters for good.
-
-    Example: wakaq dead purge --app=shop.tasks.wakaq --queue=emails 17
-    """
-    inspector, queue, letters = choose(path, name, indexes, is_all=is_all)
-    confirm(f"Drop {len(letters)} dead letters of queue {name!r}?", yes=yes)
-    click.echo(f"Dropped {inspector.drop(queue, letters)} dead letters of queue {name!r}")
+def render(index: int, letter: Letter, *, as_json: bool) -> str:
+    """Return a dead letter for programs, or for people."""
+    if as_json:
+        return json.dumps({"index": index, **letter.to_dict()})
+    head = f"{index}  {describe(letter.payload)}"
+    return "\n".join((head, f"{letter.reason}, {letter.at}, {letter.worker}", letter.traceback, ""))
 
 
 def find(path: str, name: str) -> tuple[Inspector, Queue]:
@@ -269,19 +251,6 @@ def find(path: str, name: str) -> tuple[Inspector, Queue]:
         hint = suggest(name, known)
         raise UnknownQueue(f"--queue={name!r}: the queues are {', '.join(known)}{hint}")
     return Inspector(app.settings, app.queues), known[name]
-
-
-def choose(
-    path: str, name: str, indexes: tuple[int, ...], *, is_all: bool
-) -> tuple[Inspector, Queue, list[bytes]]:
-    """Find the dead letters of these indexes, all of them if there are none; the oldest first."""
-    if indexes and is_all:
-        raise click.UsageError("Give either INDEX or --all.", click.get_current_context())
-    inspector, queue = find(path, name)
-    if indexes:
-        return inspector, queue, inspector.find_dead(queue, sorted(set(indexes)))
-    letters = [raw for _, raw, _ in inspector.dead(queue, inspector.count_dead(queue))]
-    return inspector, queue, letters[::-1]
 
 
 def confirm(question: str, *, yes: bool) -> None:

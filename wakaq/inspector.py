@@ -96,35 +96,27 @@ class Inspector(Broker):
     def count_dead(self, queue: Queue) -> int:
         return int(self.client.llen(self.keys.dead(queue)))
 
-    def dead(self, queue: Queue, newest: int) -> Iterator[tuple[int, bytes, Letter]]:
-        """Return the newest dead letters, the last one first: index, wire form, and what it says."""
-        count = self.count_dead(queue)
-        for start in range(0, min(newest, count), _PAGE):
-            # Counted from the oldest, too, as new ones may arrive meanwhile.
-            first, last = start - count, min(start + _PAGE, newest, count) - count - 1
-            page = self.client.lrange(self.keys.dead(queue), first, last)
-            yield from ((-1 - first - n, letter, _decode(letter)) for n, letter in enumerate(page))
-
-    def find_dead(self, queue: Queue, indexes: list[int]) -> list[bytes]:
-        """Return the dead letters of these indexes.
+    def dead(self, queue: Queue, indexes: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Return the dead letters of these indexes, with them.
 
         Raises:
             WakaQError: One of them is not there.
         """
-        with self.client.pipeline(transaction=True) as pipe:
-            for index in indexes:
-                pipe.lindex(self.keys.dead(queue), -1 - index)
-            pipe.llen(self.keys.dead(queue))
-            *letters, count = pipe.execute()
-        if None in letters:
-            index = indexes[letters.index(None)]
-            there = f"there are 0 to {count - 1}" if count else "there are none"
-            raise WakaQError(f"dead letter {index} of queue {queue.name!r} is gone; {there}")
-        return cast("list[bytes]", letters)
+        for start in range(0, len(indexes), _PAGE):
+            page = indexes[start : start + _PAGE]
+            with self.client.pipeline(transaction=False) as pipe:
+                for index in page:
+                    pipe.lindex(self.keys.dead(queue), -1 - index)
+                letters = pipe.execute()
+            if None in letters:
+                gone, count = page[letters.index(None)], self.count_dead(queue)
+                there = f"there are 0 to {count - 1}" if count else "there are none"
+                raise WakaQError(f"dead letter {gone} of queue {queue.name!r} is gone; {there}")
+            yield from zip(page, letters, strict=True)
 
     def revive(self, queue: Queue, letter: bytes) -> bool:
         """Put a dead letter's task back at the end of its queue, to start anew; False if the letter is gone."""
-        payload = _decode(letter).payload
+        payload = Letter.decode(letter).payload
         try:
             message = Message.decode(payload)
         except NotAMessage:  # what it is will be told in its next dead letter
@@ -141,13 +133,6 @@ class Inspector(Broker):
             for letter in letters:
                 pipe.lrem(self.keys.dead(queue), -1, letter)
             return sum(pipe.execute())
-
-
-def _decode(raw: bytes) -> Letter:
-    try:
-        return Letter.decode(raw)
-    except WakaQError as error:  # somebody else's; as a payload it makes a dead letter that says so
-        return Letter(raw, str(error), "", "?", "?")
 
 
 def _read(raw: bytes) -> dict[str, Any]:

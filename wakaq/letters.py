@@ -5,8 +5,6 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from wakaq.errors import WakaQError
-
 RAISED = "raised"
 SOFT_TIMEOUT = "soft timeout"
 HARD_TIMEOUT = "hard timeout"
@@ -45,11 +43,7 @@ class Letter:
 
     @classmethod
     def decode(cls, letter: bytes) -> "Letter":
-        """Read a letter.
-
-        Raises:
-            WakaQError: It is none.
-        """
+        """Read a letter; what is none becomes one that says so, with all that was found as its payload."""
         try:
             fields = json.loads(letter)
             if "payload_base64" in fields:
@@ -58,5 +52,5 @@ class Letter:
                 payload = fields["payload"].encode()
             rest = (str(fields.get(name, "")) for name in ("reason", "traceback", "worker", "at"))
             return cls(payload, *rest)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WakaQError(f"not a dead letter: {letter[:200]!r}") from error
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cls(letter, "not a dead letter", "", "?", "?")
