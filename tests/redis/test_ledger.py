@@ -213,3 +213,15 @@ def test_doubts_in_a_row_wait_ever_longer(ledger):
     assert waits[0] < 0.06
     assert max(waits) <= 2.0
     assert min(waits[8:]) >= 1.0
+
+
+def test_after_a_lost_reply_an_equal_payload_that_came_with_it_is_not_acked(ledger, line, redis):
+    redis.rpush(LOW, "a")
+    redis.rpush(LANE, "a")
+    ledger.add([Settlement(lane_of(ledger), "done", [b"a"])])
+    line.loses = ["reply"]
+    lose(ledger, [(1, 1)])
+    compare(ledger)
+
+    assert [c.payload for c in ledger.turn([(1, 2)])] == [b"a"]
+    assert redis.hgetall(STATS) == {b"done": b"1"}
