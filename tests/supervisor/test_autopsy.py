@@ -1,0 +1,130 @@
+"""What becomes of what a dead worker had."""
+
+import json
+
+import pytest
+
+from wakaq.frames import FINISHED, FREE, STARTED
+from wakaq.letters import Letter
+from wakaq.message import Message
+from wakaq.supervisor.autopsy import HARD, SHUTDOWN, grouped, running_tasks, settle
+from wakaq.supervisor.child import Death
+from wakaq.turn import Claim
+
+
+def settled(child, most=2):
+    """Return what is settled: action and names of the payloads."""
+    return [
+        (one.action, [json.loads(payload)["name"] for payload in one.payloads])
+        for one in settle(child, most, "me")
+    ]
+
+
+def test_finished_is_acked_and_running_counted_and_unstarted_requeued_behind_it(child):
+    slots = child.run("a", "b", "c", "d")
+    child.progress.states[slots[0]] = FINISHED
+    child.progress.states[slots[1]] = STARTED
+    # Each push to the front goes before the last one, so what was running comes last here.
+    assert settled(child) == [("done", ["a"]), ("requeue", ["c", "d"]), ("redeliver", ["b"])]
+
+
+def test_what_the_worker_had_settled_otherwise_but_not_reported_runs_again_uncounted(child):
+    slots = child.run("a")
+    child.progress.states[slots[0]] = FREE
+
+    assert settled(child) == [("requeue", ["a"])]
+
+
+def test_lanes_are_settled_apart(child):
+    child.have("a", "b")
+    child.have("h", queue=0)
+    child.have("c")
+
+    assert settled(child) == [("requeue", ["c"]), ("requeue", ["h"]), ("requeue", ["a", "b"])]
+
+
+@pytest.mark.parametrize(("before", "most"), [(0, 0), (2, 2), (5, 2)])
+def test_a_task_that_takes_too_many_workers_along_is_a_dead_letter(child, before, most):
+    child.run("a", redelivered=before)
+    (settlement,) = settle(child, most, "me")
+    letter = Letter.decode(settlement.new)
+
+    assert settlement.action == "dead"
+    assert (letter.reason, letter.worker) == ("redelivered too often", "me")
+    assert letter.payload == settlement.payloads[0]
+    assert letter.traceback == f"its worker died, {before + 1} times in all"
+
+
+def test_a_redelivery_counts_and_keeps_everything_else(child):
+    child.run("a", retry=3, redelivered=1)
+    (settlement,) = settle(child, 2, "me")
+
+    assert Message.decode(settlement.new) == Message("a", [], {}, retry=3, redelivered=2)
+
+
+def test_a_shutdown_counts_against_nothing(child):
+    child.run("a", "b", redelivered=2)
+    child.death = Death(SHUTDOWN)
+
+    assert settled(child) == [("requeue", ["b"]), ("requeue", ["a"])]
+
+
+def test_a_hard_timeout_is_a_dead_letter_with_the_stacks(child):
+    (slot, _) = child.run("a", "b", now=100.0, hard=5.0)
+    child.death = Death(HARD, slot, 105.0, "in time.sleep")
+    requeued, dead = settle(child, 2, "me")
+    letter = Letter.decode(dead.new)
+
+    assert requeued.action == "requeue"
+    assert dead.action == "dead"
+    assert (letter.reason, letter.traceback) == ("hard timeout", "in time.sleep")
+
+
+def test_a_task_that_began_after_the_overdue_one_had_ended_is_not_blamed(child):
+    # In the same slot, so that only the deadline tells them apart.
+    (slot,) = child.run("next", now=104.9, hard=5.0)
+    child.death = Death(HARD, slot, 105.0, "stacks")
+
+    assert settled(child) == [("requeue", ["next"])]
+
+
+def test_tasks_that_ran_beside_the_overdue_one_are_not_blamed(child):
+    (slot,) = child.run("overdue", now=100.0, hard=5.0)
+    (beside,) = child.have("beside", is_async=True)
+    child.progress.states[beside] = STARTED
+    child.death = Death(HARD, slot, 105.0, "stacks")
+
+    assert sorted(settled(child)) == [("dead", ["overdue"]), ("requeue", ["beside"])]
+
+
+def test_a_broadcast_is_settled_like_others(child):
+    child.assign([Claim(None, b'{"name": "all"}')])
+    (settlement,) = settle(child, 2, "me")
+
+    assert (settlement.lane, settlement.action) == (None, "requeue")
+
+
+def test_a_garbled_payload_ends_nothing(child):
+    (slot,) = child.assign([Claim(child.lanes[0], b"\xff")])
+    child.progress.states[slot] = STARTED
+    (settlement,) = settle(child, 2, "me")
+
+    assert settlement.action == "requeue"
+    assert running_tasks(child) == [(slot, r"b'\xff'")]
+
+
+def test_running_tasks_are_told_as_calls(child):
+    (slot, _) = child.run("a", "b")
+
+    assert running_tasks(child) == [(slot, "a()")]
+
+
+def test_neighbours_in_one_lane_are_grouped(child):
+    high, low = child.lanes
+    claims = [Claim(low, b"1"), Claim(low, b"2"), Claim(high, b"3"), Claim(low, b"4")]
+
+    assert [(one.lane, one.payloads) for one in grouped("done", claims)] == [
+        (low, [b"1", b"2"]),
+        (high, [b"3"]),
+        (low, [b"4"]),
+    ]

@@ -1,0 +1,135 @@
+"""How much a worker is given, and how it is killed."""
+
+import os
+import signal
+
+import pytest
+
+from wakaq.frames import ASSIGNED, SLOTS
+from wakaq.supervisor.child import LONG, MOST_AHEAD, Death
+
+
+def test_a_new_worker_gets_one_task_until_its_tasks_are_known(child):
+    assert child.sync_room(0.001) == 1
+    child.have("a")
+
+    assert child.sync_room(0.001) == 0
+
+
+def test_a_worker_is_given_more_step_by_step_as_its_tasks_prove_short(child):
+    rooms = []
+    for _ in range(10):
+        room = child.sync_room(0.001)
+        slots = child.have(*["a"] * room)
+        child.observe(room, room * 1e-6)
+        child.take_back(slots)
+        rooms.append(room)
+
+    assert rooms == [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]
+
+
+@pytest.mark.parametrize(
+    ("duration", "most"), [(1.0, 1), (LONG, 1), (0.049, 2), (0.01, 2), (0.001, 8), (0.0001, 71)]
+)
+def test_the_longer_its_tasks_take_the_fewer_wait(child, duration, most):
+    child._window = MOST_AHEAD
+    child.observe(10, 10 * duration)
+
+    assert child.sync_room(0.002) == most
+
+
+def test_a_worker_is_filled_up_again_when_half_is_done(child):
+    child._window = MOST_AHEAD
+    child.observe(1, 0.001)
+    slots = child.have(*["a"] * child.sync_room(0.002))
+    half = len(slots) // 2
+    child.take_back(slots[: half - 1])
+    assert child.sync_room(0.002) == 0
+    child.take_back(slots[half - 1 : half])
+
+    assert child.sync_room(0.002) == half
+
+
+def test_a_worker_gets_no_more_than_it_has_left(child):
+    child.left = 3
+    child._window = MOST_AHEAD
+    child.observe(1, 0.0001)
+    assert child.sync_room(0.0) == 3
+    slots = child.have("a", "b", "c")
+    assert (child.left, child.can_serve) == (0, False)
+    child.recalled(slots[1:])
+
+    assert (child.left, child.can_serve) == (2, True)
+
+
+def test_a_worker_has_begun_its_last_task_when_nothing_can_come_back_before_it(child):
+    child.left = 2
+    assert not child.has_begun_its_last()
+    slots = child.have("a", "b")
+    assert not child.has_begun_its_last()
+    child.take_back(slots[:1])
+    assert child.has_begun_its_last()
+    child.is_recalling = True
+    assert not child.has_begun_its_last()
+    child.is_recalling, child.is_retiring = False, True
+
+    assert not child.has_begun_its_last()
+
+
+def test_async_tasks_have_room_of_their_own(child):
+    child.have("a", "b", is_async=True)
+
+    assert child.is_idle
+    assert child.waiting == 0
+    assert child.async_room(5) == 3
+    assert child.async_room(2) == 0
+    assert child.async_room(0) == SLOTS - 2 * MOST_AHEAD - 2
+    assert child.sync_room(0.0) == 1
+
+
+def test_slots_are_used_again(child):
+    slots = child.have("a")
+    assert child.progress.states[slots[0]] == ASSIGNED
+    assert [claim.lane for claim in child.take_back(slots)] == [child.lanes[1]]
+
+    assert child.have("b") == slots
+
+
+def test_what_waits_behind_a_long_task_is_too_much(child):
+    child.run("a", "b", now=100.0)
+
+    assert not child.has_too_much(100.0 + LONG, 0.0)
+    assert child.has_too_much(100.001 + LONG, 0.0)
+    child.is_recalling = True
+    assert not child.has_too_much(100.001 + LONG, 0.0)
+
+
+def test_a_long_task_alone_is_not_too_much(child):
+    child.run("a", now=100.0)
+
+    assert not child.has_too_much(200.0, 0.0)
+
+
+def test_a_kill_ends_the_process_and_its_group_and_keeps_the_first_reason(child):
+    child.kill(Death("first"))
+    child.kill(Death("second"))
+
+    assert child.reap() == -signal.SIGKILL
+    assert child.death.reason == "first"
+
+
+def test_a_reaped_worker_is_not_signalled_any_more(child):
+    child.process.end()
+    child.reap()
+    child.signal(signal.SIGTERM)
+    child.kill(Death("late"))
+
+    assert child.death is None
+
+
+def test_a_signal_reaches_the_worker(child):
+    child.signal(signal.SIGTERM)
+
+    assert child.reap() == -signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child.pid, 0)
