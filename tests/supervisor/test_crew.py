@@ -1,0 +1,221 @@
+"""Who gets what: claims and broadcasts over several workers."""
+
+import pytest
+
+from wakaq.frames import Assign, Recall, Stop
+from wakaq.supervisor.child import LONG
+from wakaq.supervisor.crew import SERVED_AT_ONCE, Crew
+from wakaq.turn import Claim, Settlement
+
+SYNC, ASYNC = b'{"name": "sync"}', b'{"name": "coroutine"}'
+
+
+class Sent(list):
+    def __call__(self, child, frame):
+        self.append((child.number, frame))
+
+
+@pytest.fixture
+def sent():
+    return Sent()
+
+
+@pytest.fixture
+def crew(app, sent):
+    del app.tasks["coroutine"]
+    return Crew(app, sent)
+
+
+@pytest.fixture
+def mixed(app, sent):
+    return Crew(app, sent)
+
+
+def join(crew, *children):
+    for child in children:
+        crew.join(child)
+        crew.update(child)
+    return children
+
+
+def test_each_idle_worker_wants_one_task_at_first(crew, make_child):
+    join(crew, *(make_child(number) for number in (1, 2, 3)))
+
+    assert sorted(crew.wants(0.0)) == [(1, 1), (2, 1), (3, 1)]
+    assert crew.has_idle(0.0)
+
+
+def test_those_with_least_to_do_come_first(crew, make_child):
+    busy, idle = join(crew, make_child(1), make_child(2))
+    for child in (busy, idle):
+        child._window = 8
+        child.observe(1, 0.001)
+    busy.have("a")
+    crew.update(busy)
+
+    assert [number for number, _ in crew.wants(0.0)] == [2, 1]
+
+
+def test_not_all_of_many_claim_in_one_turn(crew, make_child):
+    join(crew, *(make_child(number) for number in range(1, SERVED_AT_ONCE + 3)))
+
+    assert len(crew.wants(0.0)) == SERVED_AT_ONCE
+
+
+def test_workers_that_boot_retire_or_are_full_want_nothing(crew, make_child):
+    boots, retires, full = children = [make_child(number) for number in (1, 2, 3)]
+    boots.is_ready, retires.is_retiring = False, True
+    full.have("a")
+    join(crew, *children)
+
+    assert crew.wants(0.0) == []
+    assert not crew.has_idle(0.0)
+
+
+def test_claims_go_to_the_worker_that_they_were_made_for_in_one_frame(crew, child, sent):
+    join(crew, child)
+    high, low = child.lanes
+    claims = [Claim(high, b"1"), Claim(low, b"2"), Claim(low, b"3")]
+
+    assert crew.distribute(claims) == []
+    assert [(frame.queue, frame.lane, frame.payloads) for _, frame in sent] == [
+        (0, 1, [b"1"]),
+        (1, 1, [b"2", b"3"]),
+    ]
+    assert list(child.assigned.values()) == claims
+
+
+def test_a_claim_of_a_worker_that_is_gone_goes_to_an_idle_one(crew, make_child, sent):
+    gone, idle = join(crew, make_child(1), make_child(2))
+    crew.leave(gone)
+
+    assert crew.distribute([Claim(gone.lanes[1], b"1")]) == []
+    ((number, frame),) = sent
+    assert number == 2
+    assert frame.lane == 1  # where it still is, in Redis
+    assert list(idle.assigned.values()) == [Claim(gone.lanes[1], b"1")]
+
+
+def test_what_nobody_can_take_is_returned(crew, child, sent):
+    child.is_retiring = True
+    join(crew, child)
+    claims = [Claim(child.lanes[1], b"1")]
+
+    assert crew.distribute(claims) == claims
+    assert sent == []
+
+
+def test_the_newest_of_one_number_is_the_one(crew, make_child, sent):
+    _, new = join(crew, make_child(1), make_child(1))
+    crew.distribute([Claim(new.lanes[1], b"1")])
+
+    assert len(new.assigned) == 1
+    assert len(sent) == 1
+
+
+def test_an_old_one_that_leaves_takes_nothing_from_its_successor(crew, make_child, sent):
+    old, new = join(crew, make_child(1), make_child(1))
+    crew.leave(old)
+    crew.distribute([Claim(new.lanes[1], b"1")])
+
+    assert len(new.assigned) == 1
+    assert len(sent) == 1
+
+
+def test_what_waits_behind_a_long_task_is_asked_back_once(crew, child, sent):
+    join(crew, child)
+    child.run("a", "b", now=100.0)
+    crew.update(child)
+    assert crew.has_waiting()
+    crew.recall(100.0 + LONG / 2)
+    assert sent == []
+    crew.recall(100.1 + LONG)
+    crew.recall(100.2 + LONG)
+
+    assert sent == [(1, Recall())]
+
+
+def test_a_retiring_worker_is_dismissed_once_when_it_has_nothing_left(crew, child, sent):
+    join(crew, child)
+    slots = child.have("a")
+    child.is_retiring = True
+    crew.dismiss_if_done(child)
+    assert sent == []
+    child.take_back(slots)
+    crew.dismiss_if_done(child)
+    crew.dismiss_if_done(child)
+
+    assert sent == [(1, Stop())]
+    assert child.stopped_at is not None
+
+
+def test_async_and_sync_tasks_do_not_stand_in_each_others_way(mixed, child):
+    join(mixed, child)
+    low = child.lanes[1]
+    assert mixed.distribute([Claim(low, SYNC), Claim(low, ASYNC), Claim(low, ASYNC)]) == []
+
+    assert (child.waiting, len(child.async_slots)) == (1, 2)
+    assert mixed.distribute([Claim(low, SYNC)]) == [Claim(low, SYNC)]
+    assert mixed.distribute([Claim(low, ASYNC)]) == []
+
+
+# -- broadcasts ------------------------------------------------------------------------------------
+
+
+def relays(sent):
+    return [(number, frame.payloads) for number, frame in sent if isinstance(frame, Assign)]
+
+
+def test_a_broadcast_goes_to_an_idle_worker_as_urgent(crew, make_child, sent):
+    busy, _ = join(crew, make_child(1), make_child(2))
+    busy.have("a")
+    crew.relay_later(SYNC, 0.0)
+    crew.relay(float("inf"))
+
+    assert relays(sent) == [(2, [SYNC])]
+    ((_, frame),) = sent
+    assert (frame.queue, frame.lane, frame.is_urgent) == (-1, -1, True)
+
+
+def test_where_all_are_busy_the_first_to_be_free_gets_it_once(crew, make_child, sent):
+    one, two = join(crew, make_child(1), make_child(2))
+    one.have("a")
+    two.have("b")
+    crew.relay_later(SYNC, 0.0)
+    crew.relay(float("inf"))
+    assert sent == []
+    crew.give_relay(two)
+    crew.give_relay(one)
+
+    assert relays(sent) == [(2, [SYNC])]
+
+
+def test_a_delayed_broadcast_waits_for_its_time(crew, child, sent):
+    join(crew, child)
+    crew.relay_later(SYNC, 1_000.0)
+    (due,) = crew.next_relay_at()
+    crew.relay(due - 0.1)
+    assert sent == []
+    crew.relay(due)
+
+    assert relays(sent) == [(1, [SYNC])]
+    assert crew.next_relay_at() == []
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("requeue", b"", SYNC),
+        ("redeliver", b"new", b"new"),
+        ("retry", b"new", b"new"),
+        ("done", b"", None),
+        ("dead", b"letter", None),
+    ],
+)
+def test_a_broadcast_is_settled_here(crew, child, sent, case):
+    action, new, again = case
+    join(crew, child)
+    crew.settle_relay(Settlement(None, action, [SYNC], new))
+    crew.relay(float("inf"))
+
+    assert relays(sent) == ([(1, [again])] if again else [])
