@@ -243,3 +243,42 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch)
 def test_ctrl_c_in_the_terminal_leaves_the_server_to_its_supervisor(tmp_path, port, client):
     with EmbeddedServer(settings(port=port), tmp_path):
         assert os.getpgid(pid_of(client)) != os.getpgrp()
+
+
+APP = """
+import os
+from wakaq import WakaQ
+wakaq = WakaQ(queues=["default"], url=os.environ["REDIS_URL"], concurrency=1, wait_timeout=0.2)
+@wakaq.task
+def note(word):
+    wakaq.broker.client.rpush("done", word)
+"""
+
+
+def test_a_worker_brings_its_own_redis_and_stops_it_last(start, port, client, eventually, tmp_path):
+    worker = start(APP, "worker", "--embedded", url=f"redis://localhost:{port}")
+    eventually(client.ping)
+    worker.app.note.delay("hello")
+
+    assert client.blpop("done", timeout=5)
+    assert worker.stop() == 0
+    # Had the server gone first, the supervisor could not have said goodbye.
+    assert "Redis is away" not in worker.log
+    assert (tmp_path / ".wakaq").is_dir()
+    with pytest.raises(redis_py.ConnectionError):
+        client.ping()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://192.0.2.1", "wakaq: --embedded serves this machine only"),
+        ("unix:///proc/redis.sock", "wakaq: no Valkey starts at /proc/redis.sock: "),
+    ],
+)
+def test_an_embedded_redis_that_cannot_be_is_one_line(start, url, reason):
+    command = start(APP, "worker", "--embedded", url=url)
+
+    assert command.wait() == 2
+    assert command.log.startswith(reason)
+    assert command.log.count("\n") == 1
