@@ -1,6 +1,8 @@
 """Command lines that are wrong: one line that says what to do, exit status 2, no traceback."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -85,3 +87,11 @@ def test_wakaq_alone_shows_its_commands():
     result = CliRunner().invoke(cli.main, [])
 
     assert all(command.split()[0] in result.output for command in COMMANDS)
+
+
+def test_commands_that_only_look_load_nothing_that_runs_tasks():
+    program = "import sys, wakaq.cli, wakaq.info; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+
+    assert "redis" in loaded
+    assert not {"psutil", "multiprocessing", "croniter"} & set(loaded)
