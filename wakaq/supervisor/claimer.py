@@ -42,6 +42,8 @@ class Claimer:
         """Do what is to be asked of Redis now."""
         if self._watchers.drop_silent(now):
             self._ledger.doubt(now)
+        if self._lease.lost == self._ledger.worker_id:
+            self._call(self._rename)
         if now >= self._ledger.compare_at:
             self._call(self._compare)
         if not self._ledger.is_in_doubt:
@@ -139,12 +141,15 @@ class Claimer:
         try:
             self._ledger.compare(known, lanes, now)
         except Evicted:
-            logger.warning(
-                "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
-            )
-            for child in self._crew.children:
-                self._crew.ask_back(child)
-            self._ledger.rename(self._lease.register())
+            self._rename()
+
+    def _rename(self) -> None:
+        logger.warning(
+            "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
+        )
+        for child in self._crew.children:
+            self._crew.ask_back(child)
+        self._ledger.rename(self._lease.register())
 
     def _distribute(self, claims: Sequence[Claim]) -> None:
         surplus = self._crew.distribute(claims)

@@ -69,6 +69,8 @@ class Lease(Service):
         # Written by `register` before the id is known to anybody; an attribute is replaced in one step.
         self.worker_id = ""
         self._fresh_until = 0.0
+        # Written by this thread, for the dispatcher: the id under which we are not known any more.
+        self.lost: str | None = None
         # This thread only.
         self._counter = 0
         self._last_tick: float | None = None  # None after one that failed
@@ -116,8 +118,10 @@ class Lease(Service):
         self._counter += 1
         last_tick, self._last_tick = self._last_tick, None
         is_known = self._broker.beat(worker_id, self._entry())
-        # If it is not, the dispatcher finds out at its next turn, and registers anew.
-        self._fresh_until = now + self._term if is_known else 0.0
+        if is_known:
+            self._fresh_until = now + self._term
+        else:  # the dispatcher registers anew
+            self._fresh_until, self.lost = 0.0, worker_id
         self._outage.end(now)
         # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves in between. Otherwise
         # the observation starts anew.
