@@ -113,10 +113,9 @@ class Crew:
         for lane, group in groupby(claims, key=itemgetter(0)):
             share = list(group)
             child = self._by_number.get(lane.number)
-            if child is not None and child.can_serve and not self._async_names:
-                self._assign(child, share)
-            else:
-                surplus += [claim for claim in share if not self._place(claim)]
+            if child is not None and child.can_serve:
+                share = self._give(child, share)
+            surplus += [claim for claim in share if not self._place(claim)]
         self._send_assigned()
         if self._async_names:
             self._learn(claims, surplus)
@@ -134,16 +133,26 @@ class Crew:
         elif claims:
             self._async_window = min(2 * self._async_window, MOST_AHEAD)
 
+    def _give(self, child: Child, claims: list[Claim]) -> list[Claim]:
+        """Give a child what was claimed for it, as far as its kind has room there; returns the rest."""
+        if not self._async_names:
+            self._assign(child, claims)
+            return []
+        rooms = self._sync_room(child), self._async_room(child)
+        shares: tuple[list[Claim], list[Claim]] = [], []
+        rest: list[Claim] = []
+        for claim in claims:
+            is_async = self._is_async(claim.payload)
+            share = shares[is_async]
+            (share if len(share) < rooms[is_async] else rest).append(claim)
+        for kind, share in enumerate(shares):
+            if share:
+                self._assign(child, share, is_async=bool(kind))
+        return rest
+
     def _place(self, claim: Claim) -> bool:
-        """Give a claim to a child that could start it; its own one may also take it as work ahead."""
-        assert claim.lane is not None
-        own = self._by_number.get(claim.lane.number)
+        """Give a claim to any child that could start it."""
         is_async = self._is_async(claim.payload)
-        if own is not None and own.can_serve:
-            room = self._async_room(own) if is_async else self._sync_room(own)
-            if room:
-                self._assign(own, [claim], is_async=is_async)
-                return True
         takers = (
             child
             for child in self._hungry
