@@ -32,8 +32,8 @@ class Heartbeat(Service):
         super().__init__(outage)
         self._children = children
         self._post = post
-        # This thread only. Child -> when it was asked first of those pings that it has not answered.
-        self._asked_at: dict[Child, float] = {}
+        # This thread only. Child -> since when it owes an answer, and whether it has been asked.
+        self._asked: dict[Child, tuple[float, bool]] = {}
         self._last_tick = 0.0
         # Any thread may read.
         self.silent: frozenset[Child] = frozenset()
@@ -41,28 +41,28 @@ class Heartbeat(Service):
     def tick(self, now: float) -> float | None:
         # After a pause of our own (SIGSTOP, a suspended machine) nobody could have answered: they get their time anew.
         if now - self._last_tick > SILENCE / 2:
-            self._asked_at.clear()
+            self._asked.clear()
         self._last_tick = now
         children = [child for child in self._children() if child.is_ready]
         silent = frozenset(child for child in children if self._is_silent(child, now))
         for child in silent:
             self._handle_silent(child, is_news=child not in self.silent)
         self.silent = silent
-        self._asked_at = {child: at for child, at in self._asked_at.items() if child in children}
+        self._asked = {child: asked for child, asked in self._asked.items() if child in children}
         return None
 
     def _is_silent(self, child: Child, now: float) -> bool:
-        asked_at = self._asked_at.get(child)
-        if asked_at is None or child.progress.pong_at >= asked_at:
-            self._asked_at[child] = now
-            self._ping(child)
-            return False
+        asked_at, is_sent = self._asked.get(child, (now, False))
+        if is_sent and child.progress.pong_at >= asked_at:
+            asked_at, is_sent = now, False
+        # What waits in front of it would only grow where the worker reads nothing; but later it has to be asked, or it
+        # could never answer.
+        if not is_sent and child.channel.is_flushed:
+            is_sent = True
+            if not child.channel.send(Ping()):
+                self._post(Blocked(child))
+        self._asked[child] = asked_at, is_sent
         return now - asked_at > SILENCE
-
-    def _ping(self, child: Child) -> None:
-        # What waits in front of it would only grow where the worker reads nothing.
-        if child.channel.is_flushed and not child.channel.send(Ping()):
-            self._post(Blocked(child))
 
     def _handle_silent(self, child: Child, *, is_news: bool) -> None:
         if running := running_tasks(child):
