@@ -235,6 +235,17 @@ def dead(  # noqa: PLR0913 - each is an option
         click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
 
 
+@main.command()
+def demo() -> None:
+    """See the whole at work for some seconds, on a private server; needs wakaq[embedded].
+
+    Example: wakaq demo
+    """
+    from wakaq.demo import run_demo  # noqa: PLC0415 - as in `info`
+
+    sys.exit(run_demo())
+
+
 def render(index: int, letter: Letter, *, as_json: bool) -> str:
     """Return a dead letter for programs, or for people."""
     if as_json:
