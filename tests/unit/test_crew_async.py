@@ -14,6 +14,7 @@ from wakaq.supervisor.crew import Crew
 from wakaq.turn import Claim, Lane
 
 ASYNC = b'{"name": "doze", "args": [], "kwargs": {}}'
+ROWS = [Progress() for _ in range(3)]  # their shared memory lasts as long as the process
 SYNC = b'{"name": "note", "args": [], "kwargs": {}}'
 
 
@@ -37,7 +38,9 @@ def make():
             for number in sent:
                 ours, theirs = socket.socketpair()
                 process = types.SimpleNamespace(pid=os.getpid(), sentinel=-1)
-                child = Child(number, process, Channel(ours), Progress(), os.dup(ours.fileno()))
+                child = Child(
+                    number, process, Channel(ours), ROWS[number - 1], os.dup(ours.fileno())
+                )
                 stack.callback(theirs.close)
                 stack.callback(ours.close)
                 stack.callback(os.close, child.stacks_fd)

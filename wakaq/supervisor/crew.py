@@ -100,9 +100,13 @@ class Crew:
 
     def wants(self, now: float) -> list[tuple[int, int]]:
         """Return pairs of a child's number and how many payloads it can take."""
-        wants = [(child.waiting, child.number, self._room(child, now)) for child in self._hungry]
+        wants = [
+            (child.waiting, child.number, room)
+            for child in self._hungry
+            if (room := self._room(child, now))
+        ]
         # Those with least to do first, since the queues may not hold enough for all.
-        return [(number, room) for _, number, room in sorted(wants)[:SERVED_AT_ONCE] if room]
+        return [(number, room) for _, number, room in sorted(wants)[:SERVED_AT_ONCE]]
 
     def distribute(self, claims: Sequence[Claim]) -> list[Claim]:
         """Give each claim to a child: the one it was claimed for, if that can take it, else any other.
