@@ -14,6 +14,7 @@ version = release = importlib.metadata.version("wakaq")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "examples"]
 nitpicky = True
+default_role = "code"  # as our docstrings mean it
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
@@ -25,7 +26,7 @@ html_static_path = ["_static"]
 html_css_files = ["wakaq.css"]
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": False}
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 78
 # The pages of the standard library and of pytest are elsewhere; what is private to us has none.

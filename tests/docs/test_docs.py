@@ -252,7 +252,9 @@ def public_members(kind: type) -> list[str]:
 def test_every_public_name_is_explained_in_the_reference(name):
     text = (DOCS / "reference.md").read_text()
     kind = getattr(wakaq, name)
-    (entry,) = re.findall(rf"auto(?:class|exception):: wakaq\.{name}\n((?: +:.*\n)*)", text)
+    (entry,) = re.findall(
+        rf"auto(?:class|exception):: wakaq\.{name}(?:\(\))?\n((?: +:.*\n)*)", text
+    )
     listed = set(re.findall(r"\w+", entry)) | set(re.findall(rf"wakaq\.{name}\.(\w+)", text))
 
     assert inspect.getdoc(kind)
