@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -45,7 +46,6 @@ class Lease(Service):
     def __init__(
         self,
         app: WakaQ,
-        broker: Broker,
         outage: Outage,
         describe: Callable[[], Any],
         term: float = TERM,
@@ -54,15 +54,19 @@ class Lease(Service):
 
         Args:
             app: The application.
-            broker: The way to Redis.
             outage: Where to report that Redis is away, or back.
             describe: Returns what the children do, for people, as JSON can hold it.
             term: Seconds without a heartbeat after which a supervisor is dead.
         """
         super().__init__(outage)
-        self.interval = min(BEAT, term / 5)
+        self.interval = self.longest_pause = min(BEAT, term / 5)
         self._app = app
-        self._broker = broker
+        # One call that is left without an answer must not cost the lease.
+        timeouts = {
+            name: min(getattr(app.settings, name), term / 3)
+            for name in ("socket_timeout", "socket_connect_timeout")
+        }
+        self._broker = Broker(replace(app.settings, **timeouts), app.queues)
         self._describe = describe
         self._term = term
         self._host = _host_identity()

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 
-from wakaq.client import OUTAGES, backoff
+from wakaq.client import LONGEST_BACKOFF, OUTAGES, backoff
 from wakaq.supervisor.outage import Outage
 
 logger = logging.getLogger("wakaq.supervisor")
@@ -18,6 +18,7 @@ class Service:
 
     name = "service"
     interval = 1.0
+    longest_pause = LONGEST_BACKOFF  # seconds between ticks while Redis is away
 
     def __init__(self, outage: Outage) -> None:
         self._outage = outage
@@ -50,7 +51,7 @@ class Service:
                 failures = 0
             except OUTAGES as error:
                 self._outage.begin(error)
-                wait = backoff(failures)
+                wait = min(backoff(failures), self.longest_pause)
                 failures += 1
             # Broad: one bad tick, be it a bug or a key that someone overwrote, must not end the thread that guards a fleet.
             except Exception:

@@ -81,7 +81,7 @@ class Supervisor:
         self._exit_status = 0
 
         # The threads.
-        self._lease = Lease(app, self._broker, outage, self._describe)
+        self._lease = Lease(app, outage, self._describe)
         self._dispatcher = Dispatcher(app, self._broker, outage, self._lease, self._inbox.post)
         # Those that bring work, and end first; then those that guard it, and end last.
         self._bringing: list[Service] = [
