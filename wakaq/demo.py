@@ -32,9 +32,9 @@ from wakaq.embedded import EmbeddedServer
 
 URL = "WAKAQ_DEMO_URL"  # environment variable: where the demo's worker finds its server
 COMMAND = [sys.executable, "-m", "wakaq", "worker", "--app=wakaq.demo.wakaq", "--scheduler"]
-MOST_FILES = 2_000
-LATEST_END = 60.0
-QUEUES = {"small": 10_000, "big": 50_000, "huge": 10**9}  # files below so many bytes; urgent first
+MOST_FILES = 1_500
+LATEST_END = 120.0
+QUEUES = {"small": 4_000, "medium": 12_000, "large": 40_000}  # files below so many bytes
 READ, OTHERS = "demo:read", "demo:others"  # hashes in Redis for what the tasks find
 DELAYS = {f"delayed by {seconds} s": seconds for seconds in (1, 2, 3)}
 
@@ -115,14 +115,14 @@ def worker_process(log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def source_files() -> dict[str, str]:
-    """Return the source files of Python, then of the packages that it sees, with the queue of each."""
+    """Return the source files of Python and its packages, but for some huge ones, with the queue of each."""
     queues: dict[str, str] = {}
     for folder in (Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")):
         for path in sorted(folder.rglob("*.py")):
             is_inner = "-packages/" in str(path.relative_to(folder))
             if path.is_file() and not is_inner and len(queues) < MOST_FILES:
                 size = path.stat().st_size
-                queues[str(path)] = next(queue for queue in QUEUES if size < QUEUES[queue])
+                queues |= {str(path): name for name in reversed(QUEUES) if size < QUEUES[name]}
     return queues
 
 
@@ -147,7 +147,7 @@ def process_titles(session: int) -> dict[int, str]:
 def verdict(files: Collection[str], read: Collection[str], missing: list[str]) -> tuple[str, int]:
     """Return the last line and the exit status."""
     lost = [path for path in files if path not in read]
-    fate = f"{len(lost)} lost, among them {lost[0]}" if lost else "none lost"
+    fate = f"{len(lost)} missing, among them {lost[0]}" if lost else "none lost"
     unseen = f"not seen: {', '.join(missing)}; " if missing else ""
     status = int(bool(lost or missing))
     return f"{unseen}{len(files) - len(lost)} of {len(files)} files, {fate}", status
