@@ -6,6 +6,7 @@
 import contextlib
 import importlib.util
 import json
+import os
 import random
 import signal
 import threading
@@ -65,6 +66,7 @@ def run(fleet, seconds, *, is_attacked=True):
         is_over.set()
         producer.join()
         app.wakaq.broker.close()
+        os.close(app.COUNTS)
     fleet.mend()
 
 
@@ -195,6 +197,39 @@ def assert_supervisors_are_sound(fleet):
         descriptors = len(list((fleet.proc(place.process.pid) / "fd").iterdir()))
         assert threads <= 12, threads
         assert descriptors <= 60, descriptors
+
+
+def count_runs(fleet, tasks):
+    """Have that many tasks run, and return how often each of them did; nothing is attacked."""
+    app = load(fleet)
+    with contextlib.closing(fleet.server.client()) as client:
+        for start in range(0, tasks, 10_000):
+            while client.llen("wakaq:low") > 100_000:
+                time.sleep(0.1)
+            with app.wakaq.batch():
+                for number in range(start, min(start + 10_000, tasks)):
+                    app.count.delay(number)
+        done, before = 0, -1
+        while done < tasks:
+            assert done > before, f"{done} of {tasks} are done, and nothing moves"
+            before = done
+            time.sleep(5)
+            done = int(client.hget("wakaq:stats:low", "done") or 0)
+    app.wakaq.broker.close()
+    os.close(app.COUNTS)
+    return Counter(map(int, (fleet.folder / "memory" / "counts").read_text().split()))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("tasks", [30_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_every_task_runs_once_where_nothing_is_attacked(fleet, tasks):
+    one = fleet(0)
+    runs = count_runs(one, tasks)
+    assert_nothing_is_left(one, 0)
+
+    assert len(runs) == tasks
+    assert set(runs.values()) == {1}
 
 
 @pytest.mark.chaos
