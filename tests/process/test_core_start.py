@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from wakaq.worker import verdict
+
 APP = """
 import os
 import redis
@@ -86,7 +88,7 @@ def test_a_wrong_password_is_one_line_that_does_not_show_it(start, redis_tcp_ser
     assert "wr0ng" not in line
 
 
-def test_workers_that_cannot_start_stop_the_supervisor_with_the_reason(start):
+def test_workers_that_cannot_start_stop_the_supervisor_with_the_reason(start, eventually):
     worker = start(
         APP
         + """
@@ -99,7 +101,7 @@ def connect():
     assert worker.wait() == 3
     assert "cannot start: RuntimeError: no such database" in worker.log
     assert "Workers cannot start, see above: stopping" in worker.log
-    assert not worker.processes()
+    eventually(lambda: not worker.processes())
 
 
 def test_workers_that_die_while_they_start_stop_the_supervisor(start):
@@ -165,13 +167,10 @@ def test_a_payload_that_is_no_message_becomes_a_dead_letter_and_the_worker_goes_
     assert redis.keys("wakaq:inflight:*") == []
 
 
-def test_an_unknown_task_is_tried_again_later_and_then_dead(start, redis, eventually):
-    worker = start(
-        APP.replace(
-            "from wakaq import WakaQ",
-            "from wakaq import WakaQ\nimport wakaq.worker.verdict as v\nv.UNKNOWN_DELAY = 0.1",
-        )
-    )
+def test_an_unknown_task_is_tried_again_later_and_then_dead(start, redis, eventually, monkeypatch):
+    # Set by the application, which is imported here, too.
+    monkeypatch.setattr(verdict, "UNKNOWN_DELAY", verdict.UNKNOWN_DELAY)
+    worker = start("from wakaq.worker import verdict\nverdict.UNKNOWN_DELAY = 0.1\n" + APP)
     redis.rpush("wakaq:default", b'{"name": "newer", "args": [1], "kwargs": {}}')
 
     eventually(lambda: redis.llen("wakaq:dead:default") == 1)

@@ -7,6 +7,8 @@ import signal
 import psutil
 import pytest
 
+from wakaq.supervisor import heartbeat, memory, supervisor
+
 APP = """
 import os, time
 import redis
@@ -31,6 +33,18 @@ def nap(seconds, name):
     client.rpush("done", f"{os.getpid()} {name}")
 """
 SINGLE = APP.replace("concurrency=2", "concurrency=1")
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """Undo here what the application, which is imported here, too, sets for its supervisor."""
+    for owner, name in (
+        (heartbeat, "SILENCE"),
+        (heartbeat.Heartbeat, "interval"),
+        (memory, "GRACE"),
+        (supervisor, "EXIT_GRACE"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
 
 
 def popped(redis, count, key="done", within=10):
@@ -116,8 +130,8 @@ def leak(goes_on):
 
 def limited(start):
     """Start two workers whose limit is a GB above what is used now."""
-    memory = psutil.virtual_memory()
-    limit = 100 * (memory.total - memory.available + 1e9) / memory.total
+    machine = psutil.virtual_memory()
+    limit = 100 * (machine.total - machine.available + 1e9) / machine.total
     options = f"max_mem_percent={limit:.3f}, max_redeliveries=0, wait_timeout"
     return start(APP.replace("wait_timeout", options, 1) + LEAK)
 
