@@ -156,11 +156,9 @@ def test_many_due_at_one_instant_all_run_once_with_two_supervisors(start, redis)
             workers[0].app.note.delay(number, eta=due)
 
     ran = results(redis, 10_000)
-    late = sorted(started - due.timestamp() for _, started in ran)
+    # How late they start is the benchmarks' part: it depends on what else the machine does.
+    assert min(started for _, started in ran) >= due.timestamp()
     assert sorted(name for name, _ in ran) == list(range(10_000))
-    assert late[0] >= 0
-    # A quiet machine takes less than half a second; see the benchmarks.
-    assert late[9_900] < 2
     assert [worker.stop() for worker in workers] == [0, 0]
     assert redis.llen("done") == 0
     assert_nothing_waits(redis)

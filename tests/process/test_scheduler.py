@@ -124,6 +124,7 @@ def test_it_lives_through_an_outage_which_is_logged_once_at_each_end(
     server.start()
 
     eventually(lambda: scheduler.log.count("Enqueued") >= count + 2)
+    eventually(lambda: "Redis is back" in scheduler.log, within=10)
     assert scheduler.log.count("Redis is away") == scheduler.log.count("Redis is back") == 1
     assert scheduler.stop() == 0
     with closing(server.client()) as client:
