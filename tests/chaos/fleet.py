@@ -267,6 +267,11 @@ def _stall(_fleet: Fleet, place: Place, chance: random.Random) -> str:
     return place.slot
 
 
+def _freeze(_fleet: Fleet, place: Place, _chance: random.Random) -> str:
+    place.proxy.freeze()
+    return place.slot
+
+
 def _delay(_fleet: Fleet, place: Place, chance: random.Random) -> str:
     place.proxy.delay(chance.uniform(0.1, 3))
     return place.slot
@@ -288,6 +293,7 @@ ATTACKS: dict[Callable[..., str], float] = {
     _cut_after: 6,
     _stall: 3,
     _delay: 2,
+    _freeze: 2,
 }
 
 

@@ -22,6 +22,7 @@ class Pipe:
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source, self.target = source, target
         self.waiting: deque[tuple[float, bytes]] = deque()  # when to pass on what
+        self.is_frozen = False
         self.allowance: int | None = None  # bytes until the connection is dropped; None: any number
 
 
@@ -68,6 +69,10 @@ class Proxy:
     def stall(self, seconds: float) -> None:
         """Pass nothing on for a time, then all of it; a connection that was given up meanwhile still delivers."""
         self._order("stall", seconds)
+
+    def freeze(self) -> None:
+        """Let each connection that there is now fall silent for ever, without closing it; new ones work."""
+        self._order("freeze", 0.0)
 
     def delay(self, seconds: float) -> None:
         """Hold each piece back for a tenth of that time, for that time."""
@@ -116,12 +121,19 @@ class Proxy:
             case "cut_after":
                 for pipe in self._pipes.values():
                     pipe.allowance = int(value)
+            case "freeze":
+                self._freeze()
             case "stall":
                 self._stalled_until = now + value
             case "delay":
                 self._delay, self._delayed_until = value / 10, now + value
             case "end":
                 self._is_over = True
+
+    def _freeze(self) -> None:
+        for pipe in self._pipes.values():
+            pipe.is_frozen = True
+            pipe.waiting.clear()
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
@@ -141,6 +153,10 @@ class Proxy:
             data = pipe.source.recv(CHUNK)
         except OSError:
             data = b""
+        if pipe.is_frozen:
+            if not data:
+                self._close(pipe)
+            return
         now = time.monotonic()
         delay = self._delay if now < self._delayed_until else 0.0
         pipe.waiting.append((now + delay, data))

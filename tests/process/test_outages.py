@@ -250,6 +250,31 @@ def test_a_supervisor_is_stopped_in_an_outage_and_what_it_had_is_rescued(
     assert_empty(server)
 
 
+def test_connections_that_fall_silent_are_replaced(start, make_server, ran, eventually):
+    server = make_server(tcp=True)
+    with proxy_module.Proxy(("127.0.0.1", server.port)) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}"
+        worker = start(
+            APP.replace("wait_timeout", "health_check_interval=0.5, wait_timeout"), url=url
+        )
+        worker.workers(2)
+        with contextlib.closing(server.client()) as client:
+
+            def listener():
+                return next(c["id"] for c in client.client_list(_type="pubsub"))
+
+            before = eventually(listener)
+            proxy.freeze()
+            client.rpush("wakaq:default", '{"name": "note", "args": ["a"]}')
+            ran(["a"], within=4)
+            eventually(lambda: listener() != before)
+            client.publish("wakaq-broadcast", '{"name": "note", "args": ["b"]}')
+            ran(["a", "b"], within=2)
+        assert worker.stop() == 0
+        worker.app.wakaq.broker.close()
+    assert_empty(server)
+
+
 @pytest.fixture
 def outlive(start, make_server, monkeypatch, ran, eventually):
     """`outlive(supervisors, lease, seconds)` takes Redis away that long, and checks that nobody is taken for dead."""

@@ -30,9 +30,19 @@ class Broadcast(Service):
             if self._subscription is None:
                 self._subscription = self._broker.subscribe()
             message = self._subscription.get_message(timeout=self._broker.settings.wait_timeout)
+            if self._subscription.health_check_response_counter > 1:
+                # A ping of `health_check_interval` ago has no answer: nothing may come over a connection that looks open.
+                self._subscription.close()
+                self._subscription = None
         except BaseException:
             self._subscription = None  # the next tick subscribes anew
             raise
+        # redis-py asks whether the server is there, once in each call, but would never notice that nobody answers.
+        settings = self._broker.settings
+        unanswered = self._subscription.health_check_response_counter
+        if unanswered * settings.wait_timeout > settings.socket_timeout:
+            logger.warning("The connection for broadcasts is silent: subscribing anew")
+            self._subscription = None
         if message is not None:
             self._dispatcher.post(Relay(message["data"]))
         return None
