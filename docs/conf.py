@@ -10,6 +10,7 @@ RESULTS = HERE.parent / "benchmarks" / "results"
 
 project = "WakaQ"
 author = "The WakaQ authors"
+copyright = "2026, The WakaQ authors"  # noqa: A001 - the name that Sphinx wants
 version = release = importlib.metadata.version("wakaq")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "examples"]
