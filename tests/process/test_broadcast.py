@@ -1,7 +1,11 @@
 """Broadcasts: once on each running `wakaq-worker`, whatever its workers do, and whichever of them dies."""
 
+import contextlib
 import os
+import select
 import signal
+import socket
+import threading
 
 import pytest
 
@@ -207,7 +211,8 @@ def test_retries_wait_for_their_delay_and_end(start, redis, listening, eventuall
     first, second, third = map(float, take(redis, 3))
     assert second - first >= 0.4
     assert third - second >= 0.4
-    eventually(lambda: "becomes a dead letter" in worker.log)
+    eventually(lambda: "Broadcast fail() is given up" in worker.log)
+    assert redis.keys("wakaq:dead:*") == []
     assert worker.stop() == 0
     assert redis.llen("done") == 0
 
@@ -221,6 +226,7 @@ def test_one_that_takes_its_worker_down_ends_after_max_redeliveries(
     worker.app.crash.broadcast()
 
     assert take(redis, 4) == ["crashing"] * 4
+    eventually(lambda: "Broadcast crash() is given up" in worker.log)
     eventually(lambda: len(worker.workers(2)) == 2)
     worker.app.shout.broadcast("hello")
     assert_ran_once_each(redis, [worker], "hello")
@@ -275,3 +281,74 @@ def test_the_listener_comes_back_after_an_outage(start, make_server, listening):
 
         assert worker.app.shout.broadcast("hello") == 1
         assert_ran_once_each(client, [worker], "hello")
+
+
+class Relay:
+    """Passes connections on to a server, and stops passing on those of the past when it is told to."""
+
+    def __init__(self, upstream):
+        self._upstream = upstream
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._passing, self._silent = {}, []
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._thread = threading.Thread(target=self._run)
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread.start()
+
+    def silence(self):
+        self._wake_writer.send(b"s")
+
+    def close(self):
+        self._wake_writer.send(b"c")
+        self._thread.join()
+        for sock in (*self._passing, *self._silent, self._listener):
+            sock.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def _run(self):
+        while True:
+            listening = [self._listener, self._wake_reader]
+            for sock in select.select([*listening, *self._passing], [], [])[0]:
+                if sock is self._listener:
+                    near = sock.accept()[0]
+                    far = socket.socket(socket.AF_UNIX)
+                    far.connect(str(self._upstream))
+                    self._passing |= {near: far, far: near}
+                elif sock is not self._wake_reader:
+                    self._pass_on(sock)
+                elif sock.recv(1) == b"c":
+                    return
+                else:
+                    self._silent += self._passing
+                    self._passing = {}
+
+    def _pass_on(self, sock):
+        if (other := self._passing.get(sock)) is None:
+            return
+        with contextlib.suppress(OSError):
+            if data := sock.recv(65_536):
+                other.sendall(data)
+                return
+        for one in (sock, other):
+            del self._passing[one]
+            one.close()
+
+
+def test_the_listener_notices_that_its_connection_leads_nowhere(
+    start, redis_server, listening, eventually, tmp_path
+):
+    options = "concurrency=1, health_check_interval=0.5, socket_timeout=1"
+    with contextlib.closing(Relay(redis_server.socket)) as relay:
+        source = SINGLE.replace("concurrency=1", options)
+        source += '\n@wakaq.task\ndef touch(): open("touched", "w").close()\n'
+        worker = start(source, url=relay.url)
+        worker.workers()
+        listening(1)
+
+        relay.silence()
+
+        # The server counts the dead connection, too: it will not know for long.
+        eventually(lambda: worker.app.touch.broadcast() == 2, within=10)
+        eventually((tmp_path / "touched").exists)
+        assert worker.stop() == 0

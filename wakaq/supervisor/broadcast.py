@@ -37,12 +37,6 @@ class Broadcast(Service):
         except BaseException:
             self._subscription = None  # the next tick subscribes anew
             raise
-        # redis-py asks whether the server is there, once in each call, but would never notice that nobody answers.
-        settings = self._broker.settings
-        unanswered = self._subscription.health_check_response_counter
-        if unanswered * settings.wait_timeout > settings.socket_timeout:
-            logger.warning("The connection for broadcasts is silent: subscribing anew")
-            self._subscription = None
         if message is not None:
             self._dispatcher.post(Relay(message["data"]))
         return None

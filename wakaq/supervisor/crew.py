@@ -3,6 +3,7 @@
 Dispatcher thread only. Not for Redis: it neither claims nor settles.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,9 +13,11 @@ from typing import Any
 
 from wakaq.app import WakaQ
 from wakaq.frames import Assign, Recall, Stop
-from wakaq.message import name_of
+from wakaq.message import describe, name_of
 from wakaq.supervisor.child import MOST_AHEAD, Child
 from wakaq.turn import Claim, Settlement
+
+logger = logging.getLogger("wakaq.supervisor")
 
 PAUSE = 0.05  # seconds without claims of a kind, after one that nobody could take
 SERVED_AT_ONCE = (
@@ -239,3 +242,6 @@ class Crew:
             self.relay_later(settlement.new, settlement.delay)
         elif settlement.action in {"requeue", "redeliver", "retry"}:
             self.relay_later(settlement.new or settlement.payloads[0], 0.0)
+        elif settlement.action == "dead":
+            payload = settlement.payloads[0]
+            logger.error("Broadcast %s is given up, and leaves no dead letter", describe(payload))
