@@ -264,9 +264,16 @@ def test_a_call_that_does_not_fit_is_refused_and_nothing_is_sent(start, redis, l
 def test_the_listener_comes_back_when_its_connection_was_cut(start, redis, listening, eventually):
     worker = start(SINGLE)
     listening(1)
-    redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    (old,) = redis.client_list("pubsub")
+    redis.client_kill_filter(_id=old["id"])
 
-    eventually(lambda: worker.app.shout.broadcast("hello") == 1)
+    def has_come_back():
+        (new,) = redis.client_list("pubsub")
+        assert new["id"] != old["id"]
+        assert new["sub"] == "1"
+
+    eventually(has_come_back)
+    assert worker.app.shout.broadcast("hello") == 1
     assert_ran_once_each(redis, [worker], "hello")
 
 
