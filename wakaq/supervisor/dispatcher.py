@@ -123,7 +123,7 @@ class Dispatcher(threading.Thread):
                 case _:  # the inbox, see below
                     pass
         for event in self._inbox.take():
-            self._handle(event)
+            self._take(event)
         now = time.monotonic()
         self._crew.recall(now)
         self._crew.relay(now)
@@ -195,7 +195,7 @@ class Dispatcher(threading.Thread):
 
     # -- events from threads -----------------------------------------------------------------------
 
-    def _handle(self, event: Any) -> None:
+    def _take(self, event: Any) -> None:
         match event:
             case Relay(payload):
                 self._crew.relay_later(payload, 0.0)
@@ -206,9 +206,9 @@ class Dispatcher(threading.Thread):
             case Finish(deadline):
                 self._finish_by = deadline
             case _:
-                self._handle_child(event, event.child)
+                self._take_from_child(event, event.child)
 
-    def _handle_child(self, event: Any, child: Child) -> None:
+    def _take_from_child(self, event: Any, child: Child) -> None:
         if isinstance(event, Joined):
             self._crew.join(child)
             child.left = self._app.settings.max_tasks_per_worker

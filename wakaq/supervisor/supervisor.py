@@ -90,11 +90,8 @@ class Supervisor:
             *more_services(self._broker, outage),
         ]
         self._heartbeat = Heartbeat(self._read_children, self._dispatcher.post, outage)
-        self._guarding: list[Service] = [
-            self._lease,
-            self._heartbeat,
-            Timeouts(self._read_children, outage),
-        ]
+        timeouts = Timeouts(self._read_children, outage)
+        self._guarding: list[Service] = [self._lease, self._heartbeat, timeouts]
         self._memory: Memory | None = None
         if app.settings.max_mem_percent is not None:
             self._memory = Memory(
