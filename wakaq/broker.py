@@ -153,7 +153,7 @@ class Broker(Client):
     def promote(self, limit: int) -> tuple[int, float | None]:
         """Move due payloads to their queues; returns how many, and the seconds until the next one is due."""
         keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
-        moved, wait, *errors = self.script("promote")(keys=keys, args=[limit])
+        moved, wait, *errors = self.run_script("promote", keys, [limit])
         for error in errors:
             self.complain(error.decode(errors="replace"))
         return moved, float(wait) if wait else None
@@ -182,7 +182,7 @@ class Broker(Client):
     def beat(self, worker_id: str, entry: Mapping[str, object]) -> bool:
         """Renew the entry; False if it is gone: this supervisor was declared dead."""
         args = [worker_id, json.dumps(entry)]
-        return bool(self.script("beat")(keys=[self.keys.registry()], args=args))
+        return bool(self.run_script("beat", [self.keys.registry()], args))
 
     def registry(self) -> dict[str, bytes]:
         """Return each supervisor's entry as it is, unchecked."""
@@ -195,7 +195,7 @@ class Broker(Client):
         False if the entry is another by now: the supervisor has moved, or was buried by others.
         """
         keys = [self.keys.registry(), self.keys.turns(self.queues[0])]
-        return bool(self.script("bury")(keys=keys, args=[worker_id, tombstone, entry]))
+        return bool(self.run_script("bury", keys, [worker_id, tombstone, entry]))
 
     def forget(self, field: str) -> None:
         self.client.hdel(self.keys.registry(), field)
@@ -203,12 +203,12 @@ class Broker(Client):
     def rescue(self, lane: Lane, pairs: Sequence[tuple[bytes, bytes]]) -> int:
         """Requeue payloads of a dead supervisor's lane, each as its second form; returns how many were still there."""
         keys = [lane.key, self.keys.queue(lane.queue), self.keys.stats(lane.queue)]
-        return cast(int, self.script("rescue")(keys=keys, args=[p for pair in pairs for p in pair]))
+        return cast(int, self.run_script("rescue", keys, [p for pair in pairs for p in pair]))
 
     def adopt(self, lane: Lane, own: Lane, payload: bytes) -> bool:
         """Move a payload from a dead supervisor's lane to an orphan's; False if it was rescued before."""
         keys = [lane.key, own.key, self.keys.stats(lane.queue)]
-        return bool(self.script("rescue")(keys=keys, args=[payload, payload]))
+        return bool(self.run_script("rescue", keys, [payload, payload]))
 
     # -- the scheduler -----------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Broker(Client):
     def fire(self, queue: Queue, identity: str, tick: float, payload: bytes, remember: int) -> bool:
         """Enqueue one tick of a schedule; False if it was enqueued before."""
         keys = [self.keys.cron(queue, identity), self.keys.queue(queue)]
-        return bool(self.script("fire")(keys=keys, args=[f"{tick:.6f}", payload, remember]))
+        return bool(self.run_script("fire", keys, [f"{tick:.6f}", payload, remember]))
 
     def risk_of_eviction(self) -> str | None:
         """Return the server's `maxmemory-policy` if it may throw tasks away, None if it cannot, or does not tell."""

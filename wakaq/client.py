@@ -48,6 +48,10 @@ OUTAGES = (
     redis.exceptions.TryAgainError,
     redis.exceptions.MasterDownError,
 )
+_REFUSALS = {
+    "-READONLY ": redis.exceptions.ReadOnlyError,
+    "-OOM ": redis.exceptions.OutOfMemoryError,
+}
 RedisError = redis.RedisError
 LONGEST_BACKOFF = 2.0  # seconds
 MOST_CONNECTIONS = 16  # of one event loop
@@ -124,6 +128,12 @@ class Client:
             # A new server, or SCRIPT FLUSH: nothing was executed.
             self.client.script_load(source(name))
             return self.exchange(command)
+        except redis.ResponseError as error:
+            # Redis 6.2 wraps what a command in a script was refused for.
+            for mark, kind in _REFUSALS.items():
+                if mark in str(error):
+                    raise kind(str(error)) from error
+            raise
 
     def complain(self, error: str) -> None:
         """Log what Redis refuses, such as a key of a wrong type: not with every call that meets it."""

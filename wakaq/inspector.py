@@ -125,7 +125,7 @@ class Inspector(Broker):
             if message.retry or message.redelivered:
                 payload = recount(payload, retry=0, redelivered=0)
         keys = [self.keys.dead(queue), self.keys.queue(queue)]
-        return bool(self.script("revive")(keys=keys, args=[letter, payload]))
+        return bool(self.run_script("revive", keys, [letter, payload]))
 
     def drop(self, queue: Queue, letters: Sequence[bytes]) -> int:
         """Delete dead letters; returns how many were still there."""

@@ -2,7 +2,10 @@
 
 import contextlib
 import importlib.util
+import re
 import socket
+import socketserver
+import threading
 import time
 from pathlib import Path
 
@@ -37,6 +40,7 @@ def note(name, seconds=0):
     mark(name)
 """
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+COMMAND = re.compile(rb"\*\d+\r\n")
 AWAY, BACK = "Redis is away", "Redis is back"
 _spec = importlib.util.spec_from_file_location(
     "chaos_proxy", Path(__file__).parent.parent / "chaos" / "proxy.py"
@@ -367,6 +371,37 @@ def test_delay_is_no_error_after_the_server_was_restarted(make_server):
 
     with contextlib.closing(server.client()) as client:
         assert client.llen("wakaq:default") == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [
+        ("READONLY", redis_py.exceptions.ReadOnlyError),
+        ("OOM", redis_py.exceptions.OutOfMemoryError),
+        ("WRONGTYPE", redis_py.exceptions.ResponseError),
+    ],
+)
+def test_what_redis_6_says_of_a_script_is_understood(word, error):
+    refusal = f"-ERR Error running script (call to f_1): @user_script:2: -{word} as it says\r\n"
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            while data := self.request.recv(1 << 16):
+                is_script = b"EVALSHA" in data
+                reply = refusal.encode() if is_script else b"+OK\r\n" * len(COMMAND.findall(data))
+                self.request.sendall(reply)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        app, _ = app_at(host="127.0.0.1", port=server.server_address[1], health_check_interval=0)
+        with pytest.raises(error) as caught:
+            app.broker.turn("me", (0, 1))
+        app.broker.close()
+        server.shutdown()
+        thread.join()
+
+    assert caught.type is error
 
 
 # -- what may throw tasks away ---------------------------------------------------------------------
