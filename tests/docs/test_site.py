@@ -19,7 +19,8 @@ def test_the_site_has_every_public_name(tmp_path):
     run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
     found = inventory.InventoryFile.loads((tmp_path / "objects.inv").read_bytes(), uri="")
-    names = {name for kind in ("class", "exception", "method", "property", "attribute") for name in found.data.get(f"py:{kind}", {})}  # fmt: skip
+    kinds = ("class", "exception", "method", "property", "attribute")
+    names = {name for kind in kinds for name in found.data.get(f"py:{kind}", {})}
 
     for name in wakaq.__all__:
         assert f"wakaq.{name}" in names
