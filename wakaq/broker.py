@@ -102,7 +102,7 @@ class Broker(Client):
         """
         expected, number = fence or (None, 0)
         turn = Turn(self.keys, worker_id, expected, number)
-        turn.fence(self.queues[0])
+        turn.fence()
         for settlement in settlements:
             turn.settle(settlement, self.settings.dead_letters)
         for want, lanes in wants:
@@ -138,7 +138,7 @@ class Broker(Client):
     ) -> tuple[int | None, list[list[bytes]]]:
         """Return the number of the supervisor's last turn, None if it is not registered, and what its lanes hold."""
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.hget(self.keys.turns(self.queues[0]), worker_id)
+            pipe.hget(self.keys.turns(), worker_id)
             for lane in lanes:
                 pipe.lrange(lane.key, 0, -1)
             turn, *payloads = pipe.execute(raise_on_error=False)
@@ -170,13 +170,13 @@ class Broker(Client):
         """Announce a supervisor, before its first claim."""
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hset(self.keys.registry(), worker_id, json.dumps(entry))
-            pipe.hset(self.keys.turns(self.queues[0]), worker_id, "0")
+            pipe.hset(self.keys.turns(), worker_id, "0")
             pipe.execute()
 
     def unregister(self, worker_id: str) -> None:
         with self.client.pipeline(transaction=True) as pipe:
             pipe.hdel(self.keys.registry(), worker_id)
-            pipe.hdel(self.keys.turns(self.queues[0]), worker_id)
+            pipe.hdel(self.keys.turns(), worker_id)
             pipe.execute()
 
     def beat(self, worker_id: str, entry: Mapping[str, object]) -> bool:
@@ -194,7 +194,7 @@ class Broker(Client):
 
         False if the entry is another by now: the supervisor has moved, or was buried by others.
         """
-        keys = [self.keys.registry(), self.keys.turns(self.queues[0])]
+        keys = [self.keys.registry(), self.keys.turns()]
         return bool(self.run_script("bury", keys, [worker_id, tombstone, entry]))
 
     def forget(self, field: str) -> None:

@@ -8,7 +8,7 @@ key                                    type    contents                         
 ``wakaq:inflight:<queue>:<id>:<n>``    list    payloads that supervisor `id` has claimed;     acks, rescue
                                                lane 0: by a watcher, else for child n
 ``wakaq:dead:<queue>``                 list    dead letters (JSON), newest first, capped      `dead retry|purge`
-``wakaq:stats:<queue>``                hash    counters done, failed, retried, dead,          nobody
+``wakaq:stats:<queue>``                hash    counters done, retried, dead,                  nobody
                                                redelivered
 ``wakaq:registry:workers``             hash    supervisor id -> JSON of its last heartbeat;   shutdown, rescue
                                                ``dead:<id>`` -> tombstone of a rescued one
@@ -17,9 +17,6 @@ key                                    type    contents                         
 ``wakaq:cron:<queue>:<schedule>``      string  unix time of the last tick enqueued            expires
 ``wakaq-broadcast``                    pubsub  broadcast payloads
 =====================================  ======  =============================================  =====================
-
-On Redis Cluster a queue's name stands in braces, so that all keys of one queue share a slot; the turns of its
-supervisors are then kept per queue.
 """
 
 from wakaq.queue import Queue
@@ -28,13 +25,11 @@ from wakaq.queue import Queue
 class Keys:
     """Builds keys under one prefix."""
 
-    def __init__(self, prefix: str, *, is_cluster: bool = False) -> None:
+    def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.is_cluster = is_cluster
 
     def _key(self, kind: str, queue: Queue, *rest: object) -> str:
-        name = f"{{{queue.name}}}" if self.is_cluster else queue.name
-        parts = (queue.prefix or self.prefix, kind, name, *map(str, rest))
+        parts = (queue.prefix or self.prefix, kind, queue.name, *map(str, rest))
         return ":".join(part for part in parts if part)
 
     def queue(self, queue: Queue) -> str:
@@ -58,9 +53,8 @@ class Keys:
     def registry(self) -> str:
         return f"{self.prefix}:registry:workers"
 
-    def turns(self, queue: Queue) -> str:
-        shard = f":{{{queue.name}}}" if self.is_cluster else ""
-        return f"{self.prefix}:registry:turns{shard}"
+    def turns(self) -> str:
+        return f"{self.prefix}:registry:turns"
 
     def broadcast(self) -> str:
         return f"{self.prefix}-broadcast"

@@ -63,9 +63,9 @@ class Turn:
             index = self._index[key] = len(self.keys)
         return index
 
-    def fence(self, queue: Queue) -> None:
+    def fence(self) -> None:
         """Name the hash with the last turns; it has to be the first key."""
-        self._key(self._spell.turns(queue))
+        self._key(self._spell.turns())
 
     def settle(self, settlement: Settlement, letters_kept: int) -> None:
         lane, action, payloads, new, delay = settlement

@@ -76,6 +76,9 @@ class Child:
         # Main thread only.
         self.has_replacement = False
 
+        # Written by the lease thread; the main thread reads it.
+        self.rss = 0  # bytes, when it was last looked at
+
         # Written by the thread that kills, before it does; read by the dispatcher once the worker is gone.
         self.death: Death | None = None
 

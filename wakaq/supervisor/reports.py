@@ -28,29 +28,32 @@ def cause(status: int | None) -> str:
 
 
 def report_death(child: Child, status: int | None, victims: list[str]) -> None:
-    """Log a worker's end: pid, cause, what it was running, how long it lived."""
+    """Log a worker's end: pid, cause, what it was running, how long it lived, its memory."""
     death = child.death
     level = logging.WARNING if status or victims else logging.INFO
     logger.log(
         level,
-        "Worker %d (pid %d) %s after %.1f s%s%s",
+        "Worker %d (pid %d) %s after %.1f s%s%s%s",
         child.number,
         child.pid,
         cause(status),
         time.monotonic() - child.spawned_at,
         f", by us, because of: {death.reason}" if death else "",
         f", while it ran {', '.join(victims)}" if victims else "",
+        f", last seen with {child.rss // 1_000_000} MB" if child.rss else "",
     )
 
 
 def describe(children: Collection[Child], silent: Collection[Child]) -> list[dict[str, Any]]:
     """Return what workers do, as the registry holds it."""
     now = time.monotonic()
+    for child in children:
+        child.rss = rss(child)
     return [
         {
             "number": child.number,
             "pid": child.pid,
-            "rss": rss(child),
+            "rss": child.rss,
             "is_silent": child in silent,
             "tasks": [
                 {"name": name, "seconds": round(now - child.started_at(slot), 1)}
