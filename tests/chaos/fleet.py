@@ -73,6 +73,20 @@ class Place:
                         found[int(entry.name)] = title.decode(errors="replace").strip()
         return found
 
+    def zombies(self) -> list[str]:
+        """Return the processes of this place that ended, and were not reaped within two seconds."""
+        for _ in range(20):
+            found = []
+            for entry in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if os.getsid(int(entry.name)) in self.sessions:
+                        stat = (entry / "stat").read_text()
+                        found += [stat] if stat.rpartition(") ")[2][0] == "Z" else []
+            if not found:
+                break
+            time.sleep(0.1)
+        return found
+
     def pick(self, kind: str, chance: random.Random) -> int | None:
         """Return the pid of a worker, the supervisor or the fork server."""
         titles = self.pids().items()

@@ -195,8 +195,38 @@ def assert_supervisors_are_sound(fleet):
     for place in fleet.places:
         threads = len(list((fleet.proc(place.process.pid) / "task").iterdir()))
         descriptors = len(list((fleet.proc(place.process.pid) / "fd").iterdir()))
+        assert place.zombies() == []
         assert threads <= 12, threads
         assert descriptors <= 60, descriptors
+
+
+def assert_priorities_hold(fleet):
+    """Enqueue what is urgent behind what is not: it starts before most of it."""
+    app = load(fleet)
+    numbers = {"low": [f"low-{n}" for n in range(200)], "high": [f"high-{n}" for n in range(20)]}
+    with app.wakaq.batch():
+        for queue, names in numbers.items():
+            for name in names:
+                app.work.delay(name, 0.02, queue=queue)
+    app.wakaq.broker.close()
+    os.close(app.COUNTS)
+
+    def starts(queue):
+        found = [
+            at for what, n, *_, at in marks(fleet.marks) if what == "start" and n in numbers[queue]
+        ]
+        assert len(found) >= len(numbers[queue])
+        return sorted(found)
+
+    wait_until = time.monotonic() + 10
+    while True:
+        try:
+            low, high = starts("low"), starts("high")
+            break
+        except AssertionError:
+            assert time.monotonic() < wait_until, "the last tasks do not start"
+            time.sleep(0.1)
+    assert high[-1] < low[100]
 
 
 def count_runs(fleet, tasks):
@@ -247,6 +277,7 @@ def test_nothing_is_lost(fleet, request, capsys):
         assert_dead_letters_are_true(one)
         assert_doubles_were_attacked(one)
         assert_supervisors_are_sound(one)
+        assert_priorities_hold(one)
         assert_nothing_is_left(one, seed)
         with capsys.disabled():
             twice = len(doubles(one))

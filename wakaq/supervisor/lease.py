@@ -91,13 +91,17 @@ class Lease(Service):
         self.worker_id, self._fresh_until = worker_id, now + self._term
         return worker_id
 
-    def unregister(self) -> None:
-        self._broker.unregister(self.worker_id)
+    def leave(self, *, is_haunted: bool) -> None:
+        """Leave the registry; where something may yet be claimed, as a tombstone, whose lanes are looked at again."""
+        # The first time it may be on a connection that fell silent long ago.
+        with contextlib.suppress(*OUTAGES):
+            return self._leave(is_haunted=is_haunted)
+        return self._leave(is_haunted=is_haunted)
 
-    def leave(self) -> None:
-        """Leave the registry like a dead one, whose lanes are looked at again: something may yet be claimed into them."""
-        entry = self._broker.registry().get(self.worker_id)
-        if entry is not None:
+    def _leave(self, *, is_haunted: bool) -> None:
+        if not is_haunted:
+            self._broker.unregister(self.worker_id)
+        elif entry := self._broker.registry().get(self.worker_id):
             self._broker.bury(self.worker_id, BURIED + self.worker_id, entry)
 
     def is_fresh(self) -> bool:

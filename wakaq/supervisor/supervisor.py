@@ -230,23 +230,21 @@ class Supervisor:
     def _finish(self) -> None:
         """End the threads, then leave the registry, unless something was left in flight that others have to rescue."""
         patience = self._app.settings.wait_timeout + 1
-        has_ended = all(service.join(patience) for service in self._bringing)
+        for service in self._bringing:
+            service.join(patience)
         self._dispatcher.post(Finish(time.monotonic() + SETTLE_GRACE))
         self._dispatcher.join()
         for service in self._guarding:
             service.stop()
         for service in self._guarding:
             service.join(patience)
-        if not has_ended or not self._dispatcher.ledger.is_settled:
+        if not self._dispatcher.ledger.is_settled:
             logger.error(
                 "Redis is away: what was in flight is left to be rescued, and may run twice"
             )
             return
         try:
-            if self._dispatcher.is_haunted():
-                self._lease.leave()
-            else:
-                self._lease.unregister()
+            self._lease.leave(is_haunted=self._dispatcher.is_haunted())
         except OUTAGES as error:
             logger.warning(
                 "Redis is away, others will remove this supervisor from the registry: %s", error
