@@ -198,12 +198,13 @@ def test_a_pass_costs_the_same_with_ten_as_with_a_hundred_thousand_delayed(broke
             began = time.perf_counter()
             broker.promote(1_000)
             times.append(time.perf_counter() - began)
-        return sorted(times)[20]  # what others on the machine take is not counted
+        return min(times)  # what others on the machine take is not counted
 
     seconds(10)
     few, many = seconds(10), seconds(100_000)
 
-    assert many < 2 * few
+    # To look at each of them would take a hundred times as long.
+    assert many < 5 * few
 
 
 # -- fire ------------------------------------------------------------------------------------------
