@@ -53,7 +53,7 @@ _REFUSALS = {
     "-OOM ": redis.exceptions.OutOfMemoryError,
 }
 RedisError = redis.RedisError
-LONGEST_BACKOFF = 2.0  # seconds
+LONGEST_BACKOFF = 1.5  # seconds; work is to go on within two once Redis is back
 MOST_CONNECTIONS = 16  # of one event loop
 ResponseError = redis.ResponseError
 COMPLAIN_EVERY = 60.0  # seconds between two logs of one error
