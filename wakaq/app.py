@@ -32,8 +32,8 @@ class _Batch(list[Call]):
 class WakaQ:
     """An application's queues, tasks, schedules and hooks.
 
-    Each option is explained beside it; durations are seconds or timedeltas. A task's own timeouts and retries win over
-    its queue's, and those over these.
+    The documentation's page on configuration explains each option, with unit and default. Durations are seconds or
+    timedeltas. A task's own timeouts and retries win over its queue's, and those over these.
 
     Raises:
         ConfigError: An option is not valid; the message names it, its value and the remedy.

@@ -64,7 +64,7 @@ class Broker(Client):
         waiting: dict[str, list[bytes]] = {}
         for call in calls:
             if call.at is not None:
-                pipe.zadd(self.keys.eta(call.queue), {call.payload: call.at})
+                pipe.zadd(self.keys.eta(call.queue), {call.payload: call.at}, nx=True)
             elif call.delay:
                 pipe.eval(source("delay"), 1, self.keys.eta(call.queue), call.payload, call.delay)
             else:

@@ -49,11 +49,12 @@ def test_a_moment_is_kept_to_the_microsecond(broker, redis):
     assert redis.zscore("wakaq:eta:low", "a") == 1_800_000_000.123456
 
 
-def test_the_same_call_delayed_twice_is_one_at_the_later_words_time(broker, redis):
+def test_the_same_call_delayed_twice_is_one_and_keeps_its_time(broker, redis):
     broker.enqueue_all([Call(broker.queues[0], b"a", at=1.0), Call(broker.queues[0], b"b", at=2.0)])
     broker.enqueue_all([Call(broker.queues[0], b"a", at=3.0)])
+    broker.enqueue_all([Call(broker.queues[0], b"b", delay=3600.0)])
 
-    assert redis.zrange("wakaq:eta:high", 0, -1, withscores=True) == [(b"b", 2.0), (b"a", 3.0)]
+    assert redis.zrange("wakaq:eta:high", 0, -1, withscores=True) == [(b"a", 1.0), (b"b", 2.0)]
 
 
 def test_more_threads_may_delay_at_once_than_a_pool_has_by_default(make_server):

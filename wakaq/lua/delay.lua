@@ -1,6 +1,6 @@
--- Delays a payload by a time counted on the server's own clock; the same payload delayed twice is one member.
+-- Delays a payload by a time counted on the server's own clock; a payload that is delayed already keeps its time.
 -- KEYS[1]  delayed (zset)
 -- ARGV[1]  payload    ARGV[2]  seconds
--- Returns 1 if it is new, 0 if it was there and only its time changed.
+-- Returns 1 if it is new, 0 if it was there.
 local now = redis.call('TIME')
-return redis.call('ZADD', KEYS[1], string.format('%.6f', now[1] + now[2] / 1e6 + ARGV[2]), ARGV[1])
+return redis.call('ZADD', KEYS[1], 'NX', string.format('%.6f', now[1] + now[2] / 1e6 + ARGV[2]), ARGV[1])
