@@ -135,7 +135,7 @@ class Lease(Service):
         # the observation starts anew.
         if last_tick is None or now - last_tick > 2 * self.interval:
             last_tick = now
-            self._seen.clear()
+            self._seen = {f: seen for f, seen in self._seen.items() if f.startswith(BURIED)}
         self._watch_others(worker_id, now - last_tick)
         self._last_tick = now
         return None
