@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -227,6 +228,24 @@ def test_the_task_of_an_orphan_that_dies_is_run_by_others(
     assert pop(redis, "done") == "a"
     assert other.stop() == 0
     assert inflight(redis) == {}
+
+
+def test_a_fork_server_that_dies_is_reaped_and_replaced(start, redis, tmp_path, eventually):
+    worker = start(APP)
+    pids = worker.workers()
+
+    def forkservers():
+        return [pid for pid, title in worker.titles().items() if "fork server" in title]
+
+    (before,) = eventually(forkservers)
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{before}").exists() and forkservers(), within=3)
+    worker.app.hold.delay("a")
+    assert started(redis) in pids  # its workers live on
+    release(tmp_path, "a")
+
+    assert pop(redis, "done") == "a"
+    assert worker.stop() == 0
 
 
 def test_an_orphan_acks_when_redis_is_back(start, make_server, tmp_path, is_over):

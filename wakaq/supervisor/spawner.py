@@ -1,11 +1,13 @@
 """Starts worker processes: the one place that does. Not for when to start or replace one: the main thread decides."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
 import sys
 import tempfile
 import types
+from multiprocessing import forkserver
 
 from wakaq.frames import Channel, Progress
 from wakaq.loader import APP_VARIABLE
@@ -23,6 +25,11 @@ class Spawner:
         os.environ[APP_VARIABLE] = path
         # Each worker would import the script that was started, and with it the command line's packages, as its __main__.
         sys.modules["__main__"] = types.ModuleType("__main__")
+
+    def tend(self) -> None:
+        """Reap a fork server that has died, and start another, so that the next worker need not wait for it."""
+        with contextlib.suppress(OSError):  # no more processes to be had: spawning will say so
+            forkserver.ensure_running()
 
     def spawn(self, number: int, worker_id: str) -> Child:
         """Start a worker.

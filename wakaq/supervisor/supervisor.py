@@ -173,6 +173,8 @@ class Supervisor:
             silent = f", {hushed} silent" if hushed else ""
             workers = f"{len(self._children)} workers, {busy} busy{silent}"
             set_title(f"wakaq-worker: supervisor {self._path} {workers}")
+            if not self._is_draining:
+                self._spawner.tend()
             for child in self._children:
                 if child.stopped_at is not None and now - child.stopped_at > EXIT_GRACE:
                     child.kill(Death("it did not exit"))
