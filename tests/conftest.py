@@ -167,11 +167,15 @@ class Command:
         return titles
 
     def workers(self, count: int = 1, within: float = 10) -> list[int]:
-        """Wait until at least `count` worker processes show their title; return the pids of all."""
+        """Wait until the titles show at least `count` workers that have booted; return the pids of all."""
 
         def find() -> list[int]:
             titles = self.titles().items()
-            found = [pid for pid, title in titles if title.startswith("wakaq-worker: worker ")]
+            found = [
+                pid
+                for pid, title in titles
+                if title.startswith("wakaq-worker: worker ") and not title.endswith("starting")
+            ]
             assert len(found) >= count, (self.titles(), self.log)
             return found
 

@@ -4,6 +4,7 @@ import pytest
 import redis as redis_py
 
 from wakaq.broker import Broker, TurnRefused
+from wakaq.client import LONGEST_BACKOFF
 from wakaq.supervisor.ledger import HAUNTED, INTERVAL, LOOK_EVERY, Evicted, Ledger
 from wakaq.turn import Claim, Settlement
 
@@ -211,8 +212,8 @@ def test_doubts_in_a_row_wait_ever_longer(ledger):
         waits.append(ledger.compare_at - 100.0)
 
     assert waits[0] < 0.06
-    assert max(waits) <= 2.0
-    assert min(waits[8:]) >= 1.0
+    assert max(waits) <= LONGEST_BACKOFF
+    assert min(waits[8:]) >= LONGEST_BACKOFF / 2
 
 
 def test_after_a_lost_reply_an_equal_payload_that_came_with_it_is_not_acked(ledger, line, redis):

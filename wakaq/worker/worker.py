@@ -13,6 +13,7 @@ from wakaq.app import WakaQ
 from wakaq.frames import Channel, Failed, Progress, Ready
 from wakaq.loader import load
 from wakaq.log import configure
+from wakaq.titles import set_title
 from wakaq.worker.control import Control
 from wakaq.worker.executor import Executor
 
@@ -62,6 +63,7 @@ def main(spec: Spec) -> None:
     control = Control(channel, executor, spec.worker_id)
     control.start()
     channel.send(Ready())
+    executor.show()
     executor.run(control.wait_for_work)
     if control.is_orphan:
         control.join()
@@ -77,6 +79,7 @@ def _set_signals() -> None:
 
 
 def _boot(spec: Spec, channel: Channel) -> Executor:
+    set_title(f"wakaq-worker: worker {spec.number} starting")
     app: WakaQ = load(spec.app)
     settings = app.settings
     configure(
@@ -90,7 +93,6 @@ def _boot(spec: Spec, channel: Channel) -> Executor:
     name = f"{spec.worker_id} worker {spec.number}"
     executor = Executor(app, spec.number, name, channel, Progress(spec.memory))
     executor.install_signals()
-    executor.show()
     for hook in app.after_worker_started_hooks:
         executor.loop.complete(hook())
     return executor
