@@ -52,7 +52,10 @@ def main() -> None:
     results: dict[str, Any] = {} if asked.print else report.load()
     for part in parts:
         if part != "report":
-            results[part] = json.loads(json.dumps(_measure(part, only, rounds, scale)))
+            measured = json.loads(json.dumps(_measure(part, only, rounds, scale)))
+            if only and isinstance(measured, dict):  # the other peers' figures stay
+                measured = {**results.get(part, {}), **measured}
+            results[part] = measured
             taken = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "rounds": rounds, "scale": scale}
             results.setdefault("taken", {})[part] = taken
             results["machine"] = machine.describe()

@@ -108,6 +108,10 @@ class Claimer:
     def _watch(self) -> None:
         self._watchers.watch(self._ledger.lanes(0))
 
+    def ping(self) -> None:
+        """Make a round trip."""
+        self._call(self._ledger.ping)
+
     def hear(self, watcher: Watcher) -> None:
         """Take what a watcher has claimed."""
         self._call(functools.partial(self._answer, watcher))

@@ -114,7 +114,7 @@ class Dispatcher(threading.Thread):
         return self._watchers.is_waiting or self.ledger.is_haunted(time.monotonic())
 
     def _step(self) -> None:
-        for key, mask in self._selector.select(self._patience(time.monotonic())):
+        for key, mask in self._wait():
             match key.data:
                 case Child() as child:
                     self._attend(child, mask)
@@ -128,6 +128,15 @@ class Dispatcher(threading.Thread):
         self._crew.recall(now)
         self._crew.relay(now)
         self._claimer.step(now)
+
+    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Return what is ready, the answers of watchers by the urgency of their queues."""
+        ready = self._selector.select(self._patience(time.monotonic()))
+        if any(self._watchers.urgency(key.data) > 0 for key, _ in ready):
+            # More urgent work may have been pushed with it: what the server answered before this, is here after it.
+            self._claimer.ping()
+            ready = self._selector.select(0)
+        return sorted(ready, key=lambda one: self._watchers.urgency(one[0].data))
 
     def _patience(self, now: float) -> float:
         """Return how long nothing but an event needs attention."""

@@ -88,6 +88,9 @@ class Ledger:
         del self._pending[:carried]
         return claims
 
+    def ping(self) -> None:
+        self._broker.ping()
+
     def doubt(self, now: float) -> None:
         """Ask the server what it has seen, before anything else, after a pause that grows with the failures."""
         self.is_in_doubt = True

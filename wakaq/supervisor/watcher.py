@@ -72,6 +72,10 @@ class Watchers:
         """Whether the server owes an answer to one of them."""
         return any(watcher.is_waiting for watcher in self._watchers)
 
+    def urgency(self, data: object) -> int:
+        """Return the place of a watcher in the order of priority; anything else comes first."""
+        return self._watchers.index(data) if isinstance(data, Watcher) else -1
+
     def watch(self, lanes: Sequence[Lane]) -> None:
         """Have the server wait for work in the queues that nobody waits for yet."""
         now = time.monotonic()
