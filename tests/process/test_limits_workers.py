@@ -128,12 +128,13 @@ def leak(goes_on):
 """
 
 
-def limited(start):
-    """Start two workers whose limit is a GB above what is used now."""
+def limited(start, grace=2.0):
+    """Start two workers whose limit is a GB above what is used now; a victim has `grace` seconds to end its task."""
     machine = psutil.virtual_memory()
     limit = 100 * (machine.total - machine.available + 1e9) / machine.total
     options = f"max_mem_percent={limit:.3f}, max_redeliveries=0, wait_timeout"
-    return start(APP.replace("wait_timeout", options, 1) + LEAK)
+    app = APP.replace("GRACE = 2.0", f"GRACE = {grace}").replace("wait_timeout", options, 1)
+    return start(app + LEAK)
 
 
 @pytest.mark.timeout(40)
@@ -163,7 +164,7 @@ def test_a_leaking_task_is_caught_at_the_threshold_and_others_go_on(start, redis
 
 @pytest.mark.timeout(40)
 def test_the_heaviest_worker_may_end_its_task(start, redis, eventually):
-    worker = limited(start)
+    worker = limited(start, grace=15.0)
     worker.app.leak.delay(goes_on=False)
     ((pid, _),) = popped(redis, 1, "started")
 
