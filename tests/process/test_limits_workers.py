@@ -81,7 +81,7 @@ def test_a_worker_retires_after_exactly_so_many_tasks(start, redis, most):
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_retiring_worker_leaves_no_gap(start, redis, most):
+def test_a_retiring_worker_leaves_no_gap(start, redis, eventually, most):
     worker = start(SINGLE.replace("wait_timeout", f"max_tasks_per_worker={most}, wait_timeout"))
     for number in range(1, most):
         worker.app.note.delay(number)
@@ -92,7 +92,8 @@ def test_a_retiring_worker_leaves_no_gap(start, redis, most):
     worker.app.note.delay("next")
     done = popped(redis, most)
     assert done[-1][1] == "next"
-    assert len(worker.workers(2)) == 2
+    # Besides these, one whose only task was "next" may be about to exit.
+    eventually(lambda: len(worker.workers(2)) == 2)
 
 
 def test_retiring_workers_lose_nothing_under_load(start, redis):
