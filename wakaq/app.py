@@ -2,19 +2,20 @@
 
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
 
 from wakaq import wrapping
 from wakaq.broker import Broker
 from wakaq.cron import CronTask
 from wakaq.errors import ConfigError, SoftTimeout, UnknownQueue, UnknownTask
-from wakaq.message import Call, Message
+from wakaq.message import Call, Message, encode_call
 from wakaq.queue import Queue, in_order
 from wakaq.settings import Duration, Policy, RetryDelay, RetryOn, Settings
-from wakaq.task import Args, Kwargs, P, R, Task, parse_eta
+from wakaq.task import P, R, Task
 from wakaq.wrapping import AnyCallable, AnyTask
 
 AnyHook = Callable[[], object]
@@ -77,9 +78,7 @@ class WakaQ:
         wait_timeout: Duration = 1,  # longest block on Redis
         synchronous_mode: bool = False,  # .delay() and .broadcast() run in place, with no Redis
     ) -> None:
-        # Before any other local name exists: what Settings knows by name.
-        options = {name: value for name, value in locals().items() if name in Settings.__slots__}
-        self.settings = Settings.create(**options)
+        self.settings = Settings.create(locals())  # first: before there are other local names
         self.queues = in_order(queues)
         self.queues_by_name = {queue.name: queue for queue in self.queues}
         self.default_queue = self.queues[-1]
@@ -92,12 +91,10 @@ class WakaQ:
         self._callables: dict[AnyTask, AnyCallable] = {}
         self._policies: dict[tuple[AnyTask, Queue], Policy] = {}
         self._batch: ContextVar[_Batch | None] = ContextVar("wakaq_batch", default=None)
-        for name in self.settings.exclude_queues:
-            self._find_queue(name)
-        for schedule in self.schedules:
-            self._find_queue(schedule.queue or self.default_queue)
         for queue in self.queues:
-            Policy.resolve(self.settings, queue).check(f"queue {queue.name!r}")
+            Policy.resolve(queue, self.settings).check(f"queue {queue.name!r}")
+        for name in (*self.settings.exclude_queues, *(one.queue for one in self.schedules)):
+            self._find_queue(self.default_queue if name is None else name)
 
     @functools.cached_property
     def broker(self) -> Broker:
@@ -117,22 +114,21 @@ class WakaQ:
         retry_on: RetryOn | None = None,
         retry_delay: RetryDelay | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(self, *function: Any, **options: Any) -> Any:
+    def task(self, *function: Any, queue: str | Queue | None = None, **limits: Any) -> Any:
         """Register a function as a task, with or without options of its own.
 
         Raises:
             ConfigError: It cannot be a task, its name is taken, or an option is not valid.
             UnknownQueue: The application has no such queue.
         """
-        if (queue := options.pop("queue", None)) is not None:
-            queue = self._find_queue(queue)
+        own_queue = None if queue is None else self._find_queue(queue)
 
-        def register(function: Callable[..., Any]) -> AnyTask:
-            task = Task(self, function, queue, **options)
+        def register(function: AnyCallable) -> AnyTask:
+            task: AnyTask = Task(self, function, own_queue, **limits)
             if other := self.tasks.get(task.name):
                 places = f"{other.function.__module__} and {function.__module__}"
                 raise ConfigError(f"two tasks are named {task.name!r}, in {places}: rename one")
-            self.resolve_queue(queue or self.default_queue, task)
+            self.resolve_queue(own_queue or self.default_queue, task)
             self.tasks[task.name] = task
             return task
 
@@ -167,13 +163,7 @@ class WakaQ:
         return wrapper
 
     def validate(self) -> None:
-        """Check what is known only when all tasks are registered; the commands do so after the import.
-
-        Raises:
-            UnknownTask: A schedule names a task that is not there.
-            ConfigError: A schedule's arguments do not fit its task, or it is given twice.
-        """
-        seen = set()
+        """Raise UnknownTask or ConfigError for a schedule that is wrong, once all tasks are registered."""
         for schedule in self.schedules:
             if (task := self.tasks.get(schedule.task_name)) is None:
                 known = ", ".join(sorted(self.tasks)) or "none"
@@ -182,17 +172,12 @@ class WakaQ:
                 task.check_arguments(schedule.args, schedule.kwargs)
             except TypeError as error:
                 raise ConfigError(f"{schedule!r}: {error}") from error
-            identity = (schedule.identity, self.resolve_queue(schedule.queue, task))
-            if identity in seen:
-                raise ConfigError(f"{schedule!r} is given twice and would run once: drop one")
-            seen.add(identity)
+            self.resolve_queue(schedule.queue, task)
 
     def resolve_queue(self, queue: str | Queue | None, task: AnyTask) -> Queue:
         """Return the queue of a call: the one given, else the task's own, else the default one.
 
-        Raises:
-            UnknownQueue: The application has no such queue.
-            ConfigError: The task's timeouts contradict those of the queue given.
+        It raises UnknownQueue, or ConfigError where the task's timeouts contradict those of the queue given.
         """
         if queue is None:
             return task.queue or self.default_queue
@@ -210,15 +195,11 @@ class WakaQ:
     def policy(self, task: AnyTask, queue: Queue) -> Policy:
         """Return the timeouts and retries that hold for a task on a queue."""
         if (task, queue) not in self._policies:
-            self._policies[task, queue] = Policy.resolve(self.settings, queue, task)
+            self._policies[task, queue] = Policy.resolve(task, queue, self.settings)
         return self._policies[task, queue]
 
     def callable_for(self, task: AnyTask) -> AnyCallable:
-        """Return what runs a task: its function in the wrapper. For an async task it returns an awaitable.
-
-        Raises:
-            WakaQError: The wrapper returned no function.
-        """
+        """Return what runs a task: its function in the wrapper; raise WakaQError if that returned no function."""
         if task not in self._callables:
             self._callables[task] = wrapping.wrap(task, self._wrapper)
         return self._callables[task]
@@ -240,58 +221,69 @@ class WakaQ:
             # What the block started may outlive it in a copy of its context; its calls are then sent at once.
             batch.is_open = False
             self._batch.reset(token)
-        self.send(batch)
+        if batch:
+            self.broker.enqueue_all(batch)
 
-    def send(self, calls: list[Call]) -> None:
-        """Send calls to Redis, in few round trips."""
-        if calls:
-            self.broker.enqueue_all(calls)
-
-    def enqueue(self, task: AnyTask, args: Args, kwargs: Kwargs) -> None:
-        """Do what `task.delay` promises."""
-        call = self._call(task, args, kwargs)
+    def enqueue(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Do what `task.delay` promises; `queue` and `eta` are among the kwargs."""
+        call = self._accept(task, args, kwargs)
+        if call is None:
+            return
         if self.settings.synchronous_mode:
             wrapping.complete(self._run(task, call.payload))
-        elif not self._joins_batch(call):
-            if call.delay is None and call.at is None:
-                self.broker.enqueue(call.queue, call.payload)
-            else:
-                self.send([call])
+        elif call.delay is None and call.at is None:
+            self.broker.enqueue(call.queue, call.payload)
+        else:
+            self.broker.enqueue_all([call])
 
-    async def aenqueue(self, task: AnyTask, args: Args, kwargs: Kwargs) -> None:
+    async def aenqueue(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Do what `task.adelay` promises."""
-        call = self._call(task, args, kwargs)
+        call = self._accept(task, args, kwargs)
+        if call is None:
+            return
         if self.settings.synchronous_mode:
-            if (running := self._run(task, call.payload)) is not None:
-                await running
-        elif not self._joins_batch(call):
+            await wrapping.settle(self._run(task, call.payload))
+        else:
             await self.broker.aenqueue_all([call])
 
-    def broadcast(self, task: AnyTask, args: Args, kwargs: Kwargs) -> int:
+    def broadcast(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Do what `task.broadcast` promises."""
         task.check_arguments(args, kwargs)  # which know no queue and no eta here
-        payload = self._call(task, args, kwargs).payload
+        payload = encode_call(task.json_name, args, kwargs)
         if self.settings.synchronous_mode:
             wrapping.complete(self._run(task, payload))
             return 1
         return self.broker.publish(payload)
 
-    def _call(self, task: AnyTask, args: Args, kwargs: Kwargs) -> Call:
-        queue, eta = kwargs.pop("queue", None), kwargs.pop("eta", None)
+    def _accept(self, task: AnyTask, args: Any, kwargs: Any) -> Call | None:
+        """Check a call, and return it unless it joins a batch."""
+        queue, delay, at = task.queue or self.default_queue, None, None
+        if kwargs:
+            queue = self.resolve_queue(kwargs.pop("queue", None), task)
+            delay, at = _due(kwargs.pop("eta", None))
         task.check_arguments(args, kwargs)
-        payload = Message(task.name, list(args), kwargs).encode()
-        return Call(self.resolve_queue(queue, task), payload, *parse_eta(eta))
-
-    def _joins_batch(self, call: Call) -> bool:
-        if (batch := self._batch.get()) is None or not batch.is_open:
-            return False
+        call = Call(queue, encode_call(task.json_name, args, kwargs), delay, at)
+        batch = self._batch.get()
+        if batch is None or not batch.is_open or self.settings.synchronous_mode:
+            return call
         batch.append(call)
-        return True
+        return None
 
-    def _run(self, task: AnyTask, payload: bytes) -> Awaitable[None] | None:
-        """Run a task in place, or return what does if it is async."""
+    def _run(self, task: AnyTask, payload: bytes) -> Any:
+        """Run a task in place, or return an awaitable that does if it is async."""
         # Through the payload, so that the task gets its arguments as a worker would.
         message = Message.decode(payload)
         call = functools.partial(self.callable_for(task), *message.args, **message.kwargs)
         run = wrapping.arun_in_place if task.is_async else wrapping.run_in_place
         return run(call, self.before_task_started_hooks, self.after_task_finished_hooks)
+
+
+def _due(eta: Any) -> tuple[float | None, float | None]:
+    """Return an eta as seconds from now or as unix time, both None if it is due already; raise TypeError for another."""
+    if eta is None:
+        return None, None
+    if isinstance(eta, timedelta):
+        return (eta.total_seconds() if eta > timedelta() else None), None
+    if isinstance(eta, datetime):
+        return None, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp()
+    raise TypeError(f"eta={eta!r}: give a datetime (naive: UTC) or timedelta(seconds=…)")

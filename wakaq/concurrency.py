@@ -7,10 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from wakaq.errors import ConfigError
-
 _MOST = 10_000
-_LONGEST = 200  # characters; bounds the depth of the tree, too
+_LONGEST = 200  # characters, so that nothing nests too deeply
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -19,7 +17,6 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
 }
-_FUNCTIONS: dict[str, Callable[[list[float]], float]] = {"min": min, "max": max}
 
 
 def available_cores(
@@ -28,66 +25,46 @@ def available_cores(
     """Return how many processors this process may use: its affinity, limited by its cgroups' quotas, at least 1."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        groups = Path(own_cgroups).read_text().splitlines()
-    except OSError:
-        return cores
-    for group in groups:
+    groups = Path(own_cgroups)
+    for group in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = group.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
             root = Path(cgroup_root, "cpu" if controllers else "")
             # In a container the path may be the host's, which is not there; the root is then the container's own.
             leaf = Path(path.lstrip("/"))
-            quotas = [_quota(root / folder) for folder in (leaf, *leaf.parents)]
-            cores = math.ceil(min(cores, *quotas))
+            cores = math.ceil(min(cores, *(_quota(root / one) for one in (leaf, *leaf.parents))))
     return max(cores, 1)
 
 
 def _quota(folder: Path) -> float:
-    """Return the processors that a cgroup's limit amounts to, infinite if it has none."""
+    """Return the processors that a cgroup's limit, of version 2 or 1, amounts to; infinite if it has none."""
+    files = [folder / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
     try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
+        quota, period = " ".join(file.read_text() for file in files if file.exists()).split()
         processors = float(quota) / float(period)
     except (OSError, ValueError, ZeroDivisionError):  # "max" is no number either
         return math.inf
     return processors if processors > 0 else math.inf
 
 
-def evaluate(
-    expression: int | str, cores: int, option: str = "concurrency", minimum: int = 1
-) -> int:
-    """Return a number of processes or tasks, rounded down.
+def evaluate(expression: int | str, cores: int | None = None, minimum: int = 1) -> int:
+    """Return a number of processes or tasks, rounded down; raise ValueError, with the remedy, if it is out of range.
 
-    Args:
-        expression: An int, or text of numbers, `cores`, `+ - * / // **`, parentheses, `min` and `max`.
-        cores: What `cores` stands for.
-        option: The option it was given for, to be named in errors.
-        minimum: The smallest result that makes sense.
-
-    Raises:
-        ConfigError: It is neither, or the result is out of range.
+    An expression has numbers, `cores`, `+ - * / // **`, parentheses, `min` and `max`, and nothing else.
     """
     remedy = 'give an int, or an expression such as "max(cores-1, 1)"'
+    cores = cores or available_cores()
+    text = str(expression).strip()
     try:
-        value = _parse(expression, cores) if isinstance(expression, str) else expression
-    except (ValueError, SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise ConfigError(f"{option}={expression!r}: {error}; {remedy}") from error
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{option}={expression!r}: {remedy}")
-    if not minimum <= value < _MOST + 1:
-        span = f"{value:g} on {cores} cores, not in {minimum} to {_MOST}"
-        raise ConfigError(f"{option}={expression!r} is {span}: {remedy}")
+        if len(text) > _LONGEST:
+            raise ValueError(f"longer than {_LONGEST} characters")  # noqa: TRY301 - with the remedy below
+        value = _value(ast.parse(text, mode="eval").body, cores)
+        is_in_range = minimum <= value < _MOST + 1
+    except (ValueError, TypeError, SyntaxError, ArithmeticError) as error:
+        raise ValueError(f"{error}; {remedy}") from error
+    if not is_in_range:
+        raise ValueError(f"{value:g} on {cores} cores is not in {minimum} to {_MOST}: {remedy}")
     return math.floor(value)
-
-
-def _parse(expression: str, cores: int) -> float:
-    if len(expression) > _LONGEST:
-        raise ValueError(f"longer than {_LONGEST} characters")
-    return _value(ast.parse(expression.strip(), mode="eval").body, cores)
 
 
 def _value(node: ast.expr, cores: int) -> float:
@@ -100,11 +77,9 @@ def _value(node: ast.expr, cores: int) -> float:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand, cores)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            result = _OPERATORS[type(op)](_value(left, cores), _value(right, cores))
-            if not isinstance(result, float):  # the root of a negative number
-                raise ValueError(f"{ast.unparse(node)} is no number")  # noqa: TRY004
-            return result
+            return _OPERATORS[type(op)](_value(left, cores), _value(right, cores))
         case ast.Call(func=ast.Name(id="min" | "max" as name), args=[_, *_], keywords=[]):
-            return _FUNCTIONS[name]([_value(argument, cores) for argument in node.args])
+            values = [_value(argument, cores) for argument in node.args]
+            return min(values) if name == "min" else max(values)
         case _:
             raise ValueError(f"{ast.unparse(node)!r} is not allowed")

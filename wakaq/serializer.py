@@ -6,34 +6,28 @@ The format is shared with WakaQ 1 to 4 and with its TypeScript sibling: it canno
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-_SCALARS = frozenset(
-    {str, int, float, bool, type(None), Decimal, datetime, date, timedelta, bytes},
-)
+Path = tuple[Any, ...]  # the keys and indexes that lead to a value
+
+_SCALARS = (str, int, float, bool, type(None), Decimal, datetime, date, timedelta, bytes)
+_LISTS = (list, tuple, set, frozenset)
 _ACCEPTED = "str, int, float, bool, None, list, tuple, set, dict, Decimal, datetime, date, timedelta or bytes"
-_STR = frozenset({str})
 _DATETIME_FIELDS = ("year", "month", "day", "hour", "minute", "second", "microsecond", "fold")
 
 
-def dumps(value: object) -> bytes:
-    """Encode a value.
-
-    Raises:
-        TypeError: Part of it has a type that cannot be sent, or a dict a key that would not come back as it is.
-        ValueError: Part of it is NaN, infinite, nested in itself or too large. Both name the part.
-    """
+def dumps(value: object, *path: str) -> bytes:
+    """Encode a value, which errors call by the path: TypeError or ValueError for a part that cannot be sent."""
     try:
         # The encoder turns the keys 1, None and True into strings without a word, so it cannot be left to find them.
-        if not _is_plain((value,)):
-            _refuse(value, "")
+        _check(value, path, _SCALARS)
         return _encode(value).encode()
-    except (TypeError, ValueError):
-        # Only now is it worth the time to find out where the culprit is.
-        _refuse(value, "")
+    except ValueError:
+        # Only now is it worth the time to look at each number.
+        _check(value, path, ())
         raise
     except RecursionError:
         raise ValueError("arguments contain themselves or are nested too deeply") from None
@@ -42,85 +36,69 @@ def dumps(value: object) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Decode what `dumps`, or a sibling, encoded.
-
-    Raises:
-        ValueError: It is not JSON in UTF-8, or a tagged object is malformed.
-    """
+    """Decode what `dumps`, or a sibling, encoded; raise ValueError for anything else."""
+    # Plain JSON needs no call per object, which would double the time.
+    decoder = _TAGGED if b"__class__" in data else _PLAIN
+    text = data.decode()
     try:
-        # Plain JSON needs no call per object, which would double the time.
-        return (_decode_tagged if b"__class__" in data else _decode)(data.decode())
+        if text.startswith("{"):  # mostly: so it needs no search for white space at its ends
+            value, end = decoder.raw_decode(text)
+            if end == len(text):
+                return value
+        return decoder.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _is_plain(values: Iterable[Any]) -> bool:
-    """Tell quickly that nothing in there needs a closer look: exact types, string keys, no tags."""
-    for value in values:
-        kind = type(value)
-        if kind in _SCALARS:
-            continue
-        if kind is dict:
-            if not _STR.issuperset(map(type, value)) or "__class__" in value:
-                return False
-            value = value.values()  # noqa: PLW2901 - saves a branch in a hot loop
-        elif kind is not list and kind is not tuple:
-            return False
-        if not _is_plain(value):
-            return False
-    return True
+def _check(value: Any, path: Path, fine: Collection[type]) -> None:
+    """Raise for the first part that cannot be sent, or not without becoming something else; skip types that are fine."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, _LISTS):
+        parts = enumerate(value)
+    elif isinstance(value, dict):
+        _check_keys(value, path)
+        parts = value.items()
+    elif not isinstance(value, _SCALARS):
+        raise TypeError(f"{_spell(path)} is a {type(value).__qualname__}: send {_ACCEPTED}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        remedy = "which JSON cannot express: send None or a string"
+        raise ValueError(f"{_spell(path)} is {value}, {remedy}")
+    for key, item in parts:
+        if type(item) not in fine:
+            _check(item, (*path, key), fine)
 
 
-def _refuse(value: Any, path: str) -> None:
-    """Raise for the first part that cannot be sent, or not without becoming something else."""
-    where = path or "the value"
-    if isinstance(value, dict):
-        _refuse_keys(value, where)
-        for key, item in value.items():
-            _refuse(item, f"{path}[{json.dumps(key)}]" if path else key)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for index, item in enumerate(value):
-            _refuse(item, f"{path}[{index}]")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(
-                f"{where} is {value}, which JSON cannot express: send None or a string"
-            )
-    elif not isinstance(value, str | int | Decimal | date | timedelta | bytes | None):
-        raise TypeError(f"{where} is a {type(value).__qualname__}: send {_ACCEPTED}")
-
-
-def _refuse_keys(value: dict[Any, Any], where: str) -> None:
-    for key, item in value.items():
+def _check_keys(value: dict[Any, Any], path: Path) -> None:
+    for key in value:
         if not isinstance(key, str):
-            raise TypeError(
-                f"{where} has the key {key!r}, which would arrive as a string: send str({key!r})"
-            )
-        if key == "__class__" and isinstance(item, str) and item in _REVIVERS:
-            raise TypeError(
-                f'{where} has the key "__class__": "{item}", which is reserved: rename it'
-            )
+            remedy = f"which would arrive as a string: send str({key!r})"
+            raise TypeError(f"{_spell(path)} has the key {key!r}, {remedy}")
+    tag = value.get("__class__")
+    if isinstance(tag, str) and tag in _REVIVERS:
+        what = f'has the key "__class__": "{tag}", which is reserved: rename it'
+        raise TypeError(f"{_spell(path)} {what}")
+
+
+def _spell(path: Path) -> str:
+    first, *rest = path or ("the value",)
+    return str(first) + "".join(f"[{json.dumps(key)}]" for key in rest)
 
 
 def _tag(value: Any) -> object:
     """Express for the encoder what JSON has no type for."""
     if isinstance(value, Decimal):
         return {"__class__": "Decimal", "value": str(value)}
-    if isinstance(value, datetime):  # before date, whose subclass it is
-        if value.tzinfo is not None:
-            value = value.astimezone(UTC)
-        return {
-            "__class__": "datetime",
-            **{name: getattr(value, name) for name in _DATETIME_FIELDS},
-        }
-    if isinstance(value, date):
-        return {"__class__": "date", "year": value.year, "month": value.month, "day": value.day}
+    if isinstance(value, bytes):
+        return {"__class__": "bytes", "value": base64.b64encode(value).decode()}
     if isinstance(value, timedelta):
         names = ("days", "seconds", "microseconds")
         return {"__class__": "timedelta", "kwargs": {name: getattr(value, name) for name in names}}
-    if isinstance(value, bytes):
-        return {"__class__": "bytes", "value": base64.b64encode(value).decode()}
-    return list(value)  # a set: _refuse let nothing else pass
+    if isinstance(value, datetime):  # before date, whose subclass it is
+        value = value if value.tzinfo is None else value.astimezone(UTC)
+        return {"__class__": "datetime"} | {one: getattr(value, one) for one in _DATETIME_FIELDS}
+    if isinstance(value, date):
+        return {"__class__": "date", "year": value.year, "month": value.month, "day": value.day}
+    return list(value)  # a set: _check let nothing else pass
 
 
 def _datetime(tagged: dict[str, Any]) -> datetime:
@@ -149,5 +127,4 @@ def _revive(tagged: dict[str, Any]) -> object:
 
 # Arguments that contain themselves end in a RecursionError: cheaper than remembering every container.
 _encode = json.JSONEncoder(allow_nan=False, check_circular=False, default=_tag).encode
-_decode = json.JSONDecoder().decode
-_decode_tagged = json.JSONDecoder(object_hook=_revive).decode
+_PLAIN, _TAGGED = json.JSONDecoder(), json.JSONDecoder(object_hook=_revive)

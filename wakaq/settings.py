@@ -4,12 +4,12 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from wakaq.concurrency import available_cores, evaluate
+from wakaq.concurrency import evaluate
 from wakaq.errors import ConfigError
 
 Duration = float | timedelta
@@ -21,223 +21,169 @@ TASK_LOG_FORMAT = (
     "[%(asctime)s] %(levelname)s %(process)d in %(task)s"
     " args=%(task_args)s kwargs=%(task_kwargs)s retry=%(task_retry)s: %(message)s"
 )
-
+LIMITS = ("soft_timeout", "hard_timeout", "max_retries", "retry_on", "retry_delay")
 _LONGEST = 10**9  # seconds, 31 years: what every clock and timer can take
-_MOST_PERCENT = 99
-_DURATIONS = ("socket_timeout", "socket_connect_timeout", "health_check_interval", "wait_timeout")
-_OPTIONAL = {
-    *("url", "username", "password", "soft_timeout", "hard_timeout", "shutdown_timeout"),
-    *("max_mem_percent", "max_tasks_per_worker", "worker_log_file", "scheduler_log_file"),
-    *("log_format", "task_log_format"),
-}
-_RANGES = {
-    "port": (1, 65_535),
-    "db": (0, 2**31),
-    "max_redeliveries": (0, 2**31),
-    "dead_letters": (0, 2**31),
-    "max_tasks_per_worker": (1, 2**31),
-}
 
 
-def seconds(value: object, option: str, *, zero: bool = False) -> float | None:
-    """Return a duration in seconds, None as it is; raise ConfigError unless it is above 0, or 0 if `zero` is true."""
-    if value is None:
-        return None
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if is_number and (0 < number <= _LONGEST or (zero and number == 0)):  # type: ignore[operator]
-        return float(number)  # type: ignore[arg-type]
+def apply(rule: Callable[[Any], Any], value: Any, option: str) -> Any:
+    """Return an option's value in its one form, as a rule makes it, or raise ConfigError with the remedy it names."""
+    try:
+        return rule(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{option}={value!r}: {error}") from error
+
+
+def number(value: Any, least: int = 0, most: int = 2**31, kind: str = "whole number") -> Any:
+    """Return a number; raise ValueError if it is out of bounds, or not whole where it should be."""
+    kinds = {int} if kind == "whole number" else {int, float}  # exactly: True is no number
+    if type(value) in kinds and least <= value <= most:
+        return value
+    raise ValueError(f"give a {kind} from {least} to {most}")
+
+
+def text(value: Any, pattern: str, remedy: str) -> Any:
+    """Return a text; raise ValueError if it is none, or not of the pattern."""
+    if isinstance(value, str) and re.fullmatch(pattern, value):
+        return value
+    raise ValueError(remedy)
+
+
+def _seconds(value: Any, *, zero: bool = False) -> Any:
+    length = value.total_seconds() if isinstance(value, timedelta) else value
+    if type(length) in {int, float} and (0 < length <= _LONGEST or (zero and length == 0)):
+        return length
     least = "0 or more" if zero else "more than 0"
-    raise ConfigError(
-        f"{option}={value!r}: give a timedelta, or seconds, {least}, at most {_LONGEST}"
-    )
+    raise ValueError(f"give a timedelta, or seconds, {least}, at most {_LONGEST}")
 
 
-def integer(value: object, option: str, least: int = 0, most: int = 2**31) -> int | None:
-    """Return a whole number, None as it is; raise ConfigError if it is out of bounds."""
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    if value is None or (is_int and least <= value <= most):  # type: ignore[operator]
-        return value  # type: ignore[return-value]
-    raise ConfigError(f"{option}={value!r}: give a whole number from {least} to {most}")
+def _retry_delay(value: Any) -> Any:
+    return value if callable(value) else _seconds(value, zero=True)
 
 
-class Limits:
-    """Timeouts and retries as one level (task, queue or app) sets them; None leaves them to the next level."""
-
-    def __init__(  # noqa: PLR0913, PLR0917 - each is an option
-        self,
-        owner: str,
-        soft_timeout: Duration | None = None,
-        hard_timeout: Duration | None = None,
-        max_retries: int | None = None,
-        retry_on: RetryOn | None = None,
-        retry_delay: RetryDelay | None = None,
-    ) -> None:
-        self.soft_timeout = seconds(soft_timeout, f"{owner}: soft_timeout")
-        self.hard_timeout = seconds(hard_timeout, f"{owner}: hard_timeout")
-        _check_order(owner, self.soft_timeout, self.hard_timeout)
-        self.max_retries = integer(max_retries, f"{owner}: max_retries")
-        self.retry_on = retry_on if isinstance(retry_on, tuple | None) else (retry_on,)
-        kinds: tuple[object, ...] = self.retry_on or ()
-        for kind in kinds:
-            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise ConfigError(f"{owner}: retry_on={kind!r}: give exception types")
-        self.retry_delay: float | Callable[[int], Duration] | None = (
-            retry_delay
-            if callable(retry_delay)
-            else seconds(retry_delay, f"{owner}: retry_delay", zero=True)
-        )
+def _exceptions(value: Any) -> Any:
+    kinds = value if isinstance(value, tuple) else (value,)
+    if all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+        return kinds
+    raise ValueError("give an exception type, or a tuple of them")
 
 
-def _check_order(owner: str, soft: float | None, hard: float | None) -> None:
-    """Raise ConfigError unless a task gets its soft timeout before it is killed."""
-    if soft is not None and hard is not None and hard <= soft:
-        raise ConfigError(
-            f"{owner}: hard_timeout={hard:g} is not above soft_timeout={soft:g}, so it would be killed"
-            " before it could react: raise the hard one or lower the soft one"
-        )
+def _log_level(value: Any) -> Any:
+    names = logging.getLevelNamesMapping()
+    level = names.get(str(value).upper(), value)
+    if type(level) is int and level >= 0:
+        return level
+    raise ValueError(f"give one of {', '.join(names)}, or a number")
+
+
+def _log_format(value: Any, **fields: object) -> Any:
+    logging.Formatter(value).format(logging.makeLogRecord({"levelname": "INFO", **fields}))
+    return value
+
+
+_prefix = partial(
+    text, pattern="[A-Za-z0-9_.:-]+", remedy="use letters, digits, '_', '-', '.' and ':'"
+)
+_task_log_format = partial(_log_format, task="", task_args=[], task_kwargs={}, task_retry=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The timeouts and retries that hold for a task on a queue; durations in seconds."""
 
-    soft_timeout: float | None
-    hard_timeout: float | None
-    max_retries: int
-    retry_on: tuple[type[BaseException], ...]
-    retry_delay: float | Callable[[int], Duration]
+    soft_timeout: Annotated[float | None, _seconds]
+    hard_timeout: Annotated[float | None, _seconds]
+    max_retries: Annotated[int, number]
+    retry_on: Annotated[tuple[type[BaseException], ...], _exceptions]
+    retry_delay: Annotated[float | Callable[[int], Duration], _retry_delay]
 
     @classmethod
-    def resolve(cls, app: "Settings", queue: Limits, task: Limits | None = None) -> "Policy":
-        """Let the task decide, then its queue, then the app."""
+    def resolve(cls, *levels: object) -> "Policy":
+        """Let the first level decide that says anything: the task, then its queue, then the app."""
         chosen: dict[str, Any] = {}
-        for name in (one.name for one in fields(cls)):
-            values = (getattr(level, name, None) for level in (task, queue, app))
+        for name in LIMITS:
+            values = (getattr(level, name) for level in levels)
             chosen[name] = next((value for value in values if value is not None), None)
-        return cls(**chosen)
+        return Policy(**chosen)
 
     def check(self, owner: str) -> None:
-        """Raise ConfigError unless the hard timeout leaves room for the soft one."""
-        _check_order(owner, self.soft_timeout, self.hard_timeout)
+        """Raise ConfigError unless a task gets its soft timeout before it is killed."""
+        soft, hard = self.soft_timeout, self.hard_timeout
+        if soft is not None and hard is not None and hard <= soft:
+            raise ConfigError(
+                f"{owner}: hard_timeout={hard:g} is not above soft_timeout={soft:g}, so it would be killed"
+                " before it could react: raise the hard one or lower the soft one"
+            )
 
     def delay_before(self, retry: int) -> float:
-        """Return how many seconds to wait before the retry of this number (1, 2, …).
-
-        Raises:
-            ConfigError: The application's function returned no duration. What else it raises comes out, too.
-        """
-        if not callable(self.retry_delay):
-            return self.retry_delay
-        return seconds(self.retry_delay(retry), f"retry_delay({retry})", zero=True) or 0.0
+        """Return the seconds before the retry of this number (1, 2, …); raises what the application's function does."""
+        delay = self.retry_delay(retry) or 0 if callable(self.retry_delay) else self.retry_delay
+        return float(apply(_retry_delay, delay, f"retry_delay({retry})"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The options of an application, as `WakaQ` documents them; durations in seconds."""
+class Settings(Policy):
+    """The options of an application, as `WakaQ` documents them, each with its rule; durations in seconds."""
 
     url: str | None = field(repr=False)  # may hold a password
-    host: str
-    port: int
+    host: Annotated[str, partial(text, pattern=".+", remedy="give a name or an address")]
+    port: Annotated[int, partial(number, least=1, most=65_535)]
     username: str | None
     password: str | None = field(repr=False)
-    db: int
-    prefix: str
-    concurrency: int
-    async_concurrency: int
-    exclude_queues: tuple[str, ...]
-    soft_timeout: float | None
-    hard_timeout: float | None
-    max_retries: int
-    retry_on: tuple[type[BaseException], ...]
-    retry_delay: float | Callable[[int], Duration]
-    max_redeliveries: int
-    max_mem_percent: float | None
-    max_tasks_per_worker: int | None
-    shutdown_timeout: float | None
-    dead_letters: int
+    db: Annotated[int, number]
+    prefix: Annotated[str, _prefix]
+    concurrency: Annotated[int, evaluate]
+    async_concurrency: Annotated[int, partial(evaluate, minimum=0)]
+    exclude_queues: Annotated[tuple[str, ...], tuple]
+    max_redeliveries: Annotated[int, number]
+    max_mem_percent: Annotated[float | None, partial(number, least=1, most=99, kind="number")]
+    max_tasks_per_worker: Annotated[int | None, partial(number, least=1)]
+    shutdown_timeout: Annotated[float | None, _seconds]
+    dead_letters: Annotated[int, number]
     worker_log_file: str | os.PathLike[str] | None
     scheduler_log_file: str | os.PathLike[str] | None
-    worker_log_level: int
-    scheduler_log_level: int
-    log_format: str
-    task_log_format: str
-    socket_timeout: float
-    socket_connect_timeout: float
-    health_check_interval: float
-    wait_timeout: float
+    worker_log_level: Annotated[int, _log_level]
+    scheduler_log_level: Annotated[int, _log_level]
+    log_format: Annotated[str, _log_format]
+    task_log_format: Annotated[str, _task_log_format]
+    socket_timeout: Annotated[float, _seconds]
+    socket_connect_timeout: Annotated[float, _seconds]
+    health_check_interval: Annotated[float, partial(_seconds, zero=True)]
+    wait_timeout: Annotated[float, _seconds]
     synchronous_mode: bool
 
     @classmethod
-    def create(cls, **options: Any) -> "Settings":
+    def create(cls, given: dict[str, Any]) -> "Settings":
         """Check the options of `WakaQ`, bring each into one form, and raise ConfigError if one is not valid."""
-        for name, value in options.items():
-            if value is None and name not in _OPTIONAL:
+        kinds = get_type_hints(cls)
+        options = {name: given[name] for name in kinds}
+        options["log_format"] = options["log_format"] or LOG_FORMAT
+        options["task_log_format"] = options["task_log_format"] or TASK_LOG_FORMAT
+        for name, kind in kinds.items():
+            if options[name] is None and type(None) not in get_args(kind):
                 raise ConfigError(f"{name}=None: leave it out for the default")
-        limits = Limits("WakaQ", *(options[one.name] for one in fields(Policy)))
-        options |= {one.name: getattr(limits, one.name) for one in fields(Policy)}
-        for name in ("shutdown_timeout", *_DURATIONS):
-            options[name] = seconds(options[name], name, zero=name == "health_check_interval")
-        for name, (least, most) in _RANGES.items():
-            integer(options[name], name, least, most)
-        cores = available_cores()
-        for name, least in (("concurrency", 1), ("async_concurrency", 0)):
-            options[name] = evaluate(options[name], cores, name, least)
-        for name in ("worker_log_level", "scheduler_log_level"):
-            options[name] = _log_level(options[name], name)
-        for name, default in (("log_format", LOG_FORMAT), ("task_log_format", TASK_LOG_FORMAT)):
-            options[name] = _log_format(options[name] or default, name)
-        check_prefix("prefix", options["prefix"])
-        options["exclude_queues"] = tuple(options["exclude_queues"])
-        _check(**options)
-        return cls(**options)
+        settings = cls(**checked("WakaQ", options))
+        scheme = (settings.url or "redis:").partition(":")[0]
+        if scheme not in {"redis", "rediss", "unix"}:  # not the whole URL: it may hold a password
+            raise ConfigError(f"url starts with {scheme!r}: give redis://, rediss:// or unix://")
+        if settings.wait_timeout >= settings.socket_timeout:
+            raise ConfigError(
+                f"wait_timeout={settings.wait_timeout:g} is not below socket_timeout="
+                f"{settings.socket_timeout:g}, so every wait would look like an outage: lower it"
+            )
+        return settings
 
 
-def _check(
-    url: Any,
-    host: Any,
-    max_mem_percent: Any,
-    wait_timeout: float,
-    socket_timeout: float,
-    **_: Any,
-) -> None:
-    # Not the whole URL in the message: it may hold a password.
-    if url is not None and (scheme := urlsplit(url).scheme) not in {"redis", "rediss", "unix"}:
-        raise ConfigError(f"url starts with {scheme!r}: give one of redis://, rediss:// or unix://")
-    if not isinstance(host, str) or not host:
-        raise ConfigError(f"host={host!r}: give a name or an address")
-    percent = 1 if max_mem_percent is None else max_mem_percent
-    if type(percent) not in {int, float} or not 1 <= percent <= _MOST_PERCENT:
-        raise ConfigError(f"max_mem_percent={percent!r}: give a number from 1 to 99")
-    if wait_timeout >= socket_timeout:
-        raise ConfigError(
-            f"wait_timeout={wait_timeout:g} is not below socket_timeout={socket_timeout:g}, so every"
-            " wait for work would look like an outage: lower it"
-        )
+_RULES = {
+    name: get_args(kind)[1]
+    for name, kind in get_type_hints(Settings, include_extras=True).items()
+    if get_origin(kind) is Annotated
+}
 
 
-def check_prefix(option: str, prefix: Any) -> None:
-    """Raise ConfigError if a prefix could spoil the form of keys."""
-    if not isinstance(prefix, str) or not re.fullmatch(r"[A-Za-z0-9_.:-]+", prefix):
-        raise ConfigError(f"{option}={prefix!r}: use letters, digits, '_', '-', '.' and ':'")
-
-
-def _log_format(log_format: str, option: str) -> str:
-    record = logging.makeLogRecord({"levelname": "INFO"})
-    if option == "task_log_format":
-        record.__dict__.update(task="", task_args=[], task_kwargs={}, task_retry=0)
-    try:
-        logging.Formatter(log_format).format(record)
-    except (ValueError, TypeError) as error:
-        remedy = "use the fields of logging.LogRecord, and %(task)s, %(task_args)s, %(task_kwargs)s"
-        message = f"{option}={log_format!r}: {error}; {remedy}, %(task_retry)s in task_log_format"
-        raise ConfigError(message) from error
-    return log_format
-
-
-def _log_level(level: Any, option: str) -> int:
-    names = logging.getLevelNamesMapping()
-    number = names.get(level.upper()) if isinstance(level, str) else level
-    if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
-        return number
-    raise ConfigError(f"{option}={level!r}: give one of {', '.join(names)}, or a number")
+def checked(owner: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of the app, a queue or a task in one form, None as it is; raise ConfigError for a bad one."""
+    result = dict(options)
+    for name, value in options.items():
+        if value is not None and name in _RULES:
+            result[name] = apply(_RULES[name], value, f"{owner}: {name}")
+    return result

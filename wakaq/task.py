@@ -1,52 +1,49 @@
-"""A registered function. Not for sending its calls: a task asks its application to, which it knows as a `Sender`."""
+"""A registered function. Not for sending its calls: a task asks its application to."""
 
-import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from datetime import datetime, timedelta
+from functools import update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from wakaq.errors import ConfigError
 from wakaq.queue import Queue
-from wakaq.settings import Limits
+from wakaq.serializer import dumps
+from wakaq.settings import LIMITS, checked
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Eta = datetime | timedelta
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
+_MOST_SHAPES = 1_000  # remembered of a task that takes keyword arguments of any name
 
 
-class Sender(Protocol):
-    """What a task needs of its application; `queue` and `eta` are among the kwargs."""
-
-    def enqueue(self, task: "Task[..., Any]", args: Args, kwargs: Kwargs) -> None: ...
-    async def aenqueue(self, task: "Task[..., Any]", args: Args, kwargs: Kwargs) -> None: ...
-    def broadcast(self, task: "Task[..., Any]", args: Args, kwargs: Kwargs) -> int: ...
-
-
-class Task(Limits, Generic[P, R]):
+class Task(Generic[P, R]):
     """A function that can also run on a worker; calling it runs it here and now. Made by `WakaQ.task`."""
 
-    def __init__(
-        self, app: Sender, function: Callable[P, R], queue: Queue | None, **limits: Any
-    ) -> None:
-        name = _check_function(function)
-        functools.update_wrapper(self, function)  # first: it copies whatever the function has set
-        super().__init__(f"task {name!r}", **limits)
-        self.name = name
-        self.function = function
+    def __init__(self, app: Any, function: Any, queue: Queue | None, **limits: Any) -> None:
+        name = getattr(function, "__name__", None)
+        if not callable(function) or isinstance(function, type) or name is None:
+            raise ConfigError(f"task {function!r}: only a function can be a task")
+        update_wrapper(self, function)  # first: it copies whatever the function has set
+        self.name: str = name
+        self.json_name = dumps(name)
+        self.function: Callable[P, R] = function
         self.queue = queue
         self.is_async = inspect.iscoroutinefunction(function)
         self._app = app
         # What calling it accepts: a decorator's own parameters, not those of what it decorates.
         self._signature = inspect.signature(function, follow_wrapped=False)
-        if clash := {"queue", "eta"} & self._signature.parameters.keys():
+        self._shapes: set[tuple[Any, ...]] = set()
+        owner = f"task {self.name!r}"
+        if unknown := limits.keys() - set(LIMITS):
+            raise TypeError(f"{owner}: there is no option {', '.join(unknown)}")
+        vars(self).update(checked(owner, dict.fromkeys(LIMITS) | limits))
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigError(f"{owner} is a generator, which a call does not run: do not yield")
+        if clash := sorted({"queue", "eta"} & self._signature.parameters.keys()):
             raise ConfigError(
-                f"task {self.name!r}: parameters named {sorted(clash)} are options of .delay(): rename them"
+                f"{owner}: parameters named {clash} are options of .delay(): rename them"
             )
-        self._fewest, self._most = arity(self._signature)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
@@ -89,26 +86,30 @@ class Task(Limits, Generic[P, R]):
 
     def using(self, queue: str | Queue | None = None, eta: Eta | None = None) -> "Bound[P]":
         """Return the task with queue and eta chosen: its `delay` has all arguments type-checked."""
-        return Bound(self, {"queue": queue, "eta": eta})
+        return Bound(self, queue=queue, eta=eta)
 
     def broadcast(self, *args: P.args, **kwargs: P.kwargs) -> int:
         """Run once on every running `wakaq-worker`; returns how many were reached, raises as `delay` does."""
-        return self._app.broadcast(self, args, kwargs)
+        reached: int = self._app.broadcast(self, args, kwargs)
+        return reached
 
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise TypeError unless the function can be called so."""
-        # Binding costs more than all the rest of an enqueue, so it is left out where counting does.
-        if kwargs or not self._fewest <= len(args) <= self._most:
+        # Binding costs more than all the rest of an enqueue, and only their number and the names decide.
+        shape = (len(args), *kwargs)
+        if shape not in self._shapes:
             try:
                 self._signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{self.name}(): {error}") from None
+            if len(self._shapes) < _MOST_SHAPES:
+                self._shapes.add(shape)
 
 
 class Bound(Generic[P]):
     """A task with queue and eta chosen by `using`."""
 
-    def __init__(self, task: Task[P, Any], options: Kwargs) -> None:
+    def __init__(self, task: Task[P, Any], **options: Any) -> None:
         self._task: Task[..., Any] = task
         self._options = options
 
@@ -119,37 +120,3 @@ class Bound(Generic[P]):
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Enqueue a call without blocking the event loop; raises what `Task.delay` does."""
         await self._task.adelay(*args, **kwargs, **self._options)
-
-
-def _check_function(function: Any) -> str:
-    name = getattr(function, "__name__", None)
-    if not callable(function) or isinstance(function, type) or not isinstance(name, str):
-        raise ConfigError(f"task {function!r}: only a function can be a task")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"task {name!r} is a generator, which a call does not run: do not yield")
-    return name
-
-
-def arity(signature: inspect.Signature) -> tuple[float, float]:
-    """Return the fewest and the most arguments that fit by position alone; the fewest is infinite if none do."""
-    fewest = most = 0.0
-    for one in signature.parameters.values():
-        if one.kind is one.VAR_POSITIONAL:
-            most = math.inf
-        elif one.kind is one.KEYWORD_ONLY and one.default is one.empty:
-            fewest = math.inf
-        elif one.kind in {one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD}:
-            most += 1
-            fewest += one.default is one.empty
-    return fewest, most
-
-
-def parse_eta(eta: Any) -> tuple[float | None, float | None]:
-    """Return an eta as seconds from now or as unix time, both None if it is due already; raise TypeError for another."""
-    if eta is None:
-        return None, None
-    if isinstance(eta, timedelta):
-        return (eta.total_seconds(), None) if eta > timedelta() else (None, None)
-    if isinstance(eta, datetime):
-        return None, (eta if eta.tzinfo else eta.replace(tzinfo=UTC)).timestamp()
-    raise TypeError(f"eta={eta!r}: give a datetime (naive: UTC) or timedelta(seconds=…)")

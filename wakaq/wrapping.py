@@ -3,13 +3,13 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any
 
 from wakaq.errors import ConfigError, WakaQError
-from wakaq.task import Task, arity
+from wakaq.task import Task
 
 AnyTask = Task[..., Any]
 AnyCallable = Callable[..., Any]
@@ -25,25 +25,22 @@ _awaited: ContextVar[list[bool] | None] = ContextVar("wakaq_awaited", default=No
 
 def takes_call(wrapper: AnyCallable) -> bool:
     """Tell the form `wrapper(fn, args, kwargs)` from the decorator `wrapper(fn)`; raise ConfigError for any other."""
-    if not callable(wrapper):
-        raise ConfigError(f"wrap_tasks_with({wrapper!r}): give a function")
-    fewest, most = arity(inspect.signature(wrapper))
-    if 1 < fewest <= 3 <= most or most == 3:  # noqa: PLR2004 - fn, args, kwargs
-        return True
-    if not fewest <= 1 <= most or inspect.iscoroutinefunction(wrapper):
-        raise ConfigError(
-            f"wrap_tasks_with({wrapper!r}): write it as a plain def of (fn) that returns a function, or"
-            " as a def or async def of (fn, args, kwargs)"
-        )
+    try:
+        signature = inspect.signature(wrapper)
+        if len(signature.parameters) == 3:  # noqa: PLR2004 - fn, args, kwargs
+            return True
+        signature.bind("fn")
+        is_decorator = not inspect.iscoroutinefunction(wrapper)
+    except TypeError:
+        is_decorator = False
+    if not is_decorator:
+        remedy = "write it as a plain def of (fn) that returns a function, or as def or async def"
+        raise ConfigError(f"wrap_tasks_with({wrapper!r}): {remedy} of (fn, args, kwargs)")
     return False
 
 
 def wrap(task: AnyTask, wrapper: AnyCallable | None) -> AnyCallable:
-    """Return what runs a task: for an async one it returns an awaitable, any other has run when it returns.
-
-    Raises:
-        WakaQError: The wrapper is a decorator that returned no function.
-    """
+    """Return what runs a task: for an async one it returns an awaitable, any other has run when it returns."""
     function = task.function
     if task.is_async:
         return function if wrapper is None else _wrap_async(task, wrapper)
@@ -58,13 +55,13 @@ def wrap(task: AnyTask, wrapper: AnyCallable | None) -> AnyCallable:
 def _apply(task: AnyTask, wrapper: AnyCallable, function: AnyCallable) -> AnyCallable:
     if takes_call(wrapper):
         return lambda *args, **kwargs: wrapper(function, args, kwargs)
-    decorated = wrapper(function)
+    decorated: Any = wrapper(function)
     if not callable(decorated):
         raise WakaQError(f"the wrapper of task {task.name!r} is {decorated!r}: return a function")
     return decorated  # type: ignore[no-any-return]
 
 
-def _wrap_async(task: AnyTask, wrapper: AnyCallable) -> Callable[..., Awaitable[Any]]:
+def _wrap_async(task: AnyTask, wrapper: AnyCallable) -> AnyCallable:
     @functools.wraps(task.function)
     async def function(*args: Any, **kwargs: Any) -> Any:
         if (awaited := _awaited.get()) is not None:
@@ -78,35 +75,34 @@ def _wrap_async(task: AnyTask, wrapper: AnyCallable) -> Callable[..., Awaitable[
         awaited: list[bool] = []
         token = _awaited.set(awaited)
         try:
-            result = wrapped(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-            if not awaited:
-                raise WakaQError(f"the wrapper of task {task.name!r} did not run it: {_REMEDY}")
-            return result
+            result = await settle(wrapped(*args, **kwargs))
         finally:
             _awaited.reset(token)
+        if not awaited:
+            raise WakaQError(f"the wrapper of task {task.name!r} did not run it: {_REMEDY}")
+        return result
 
     return run
+
+
+async def settle(result: Any) -> Any:
+    """Return a call's result, once it is there."""
+    return await result if inspect.isawaitable(result) else result
 
 
 def complete(result: Any) -> Any:
     """Return a call's result; if that is an awaitable, run it to its end on an event loop of its own."""
     if not inspect.isawaitable(result):
         return result
-
-    async def main() -> Any:
-        return await result
-
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(main())
+        return asyncio.run(settle(result))
     with ThreadPoolExecutor(1) as executor:  # a thread that runs one loop cannot run another
-        return executor.submit(copy_context().run, asyncio.run, main()).result()
+        return executor.submit(copy_context().run, asyncio.run, settle(result)).result()
 
 
-def run_in_place(call: Callable[[], Any], before: Hooks, after: Hooks) -> None:
+def run_in_place(call: AnyCallable, before: Hooks, after: Hooks) -> None:
     """Run a sync task here, between its hooks."""
     for hook in before:
         complete(hook())
@@ -117,17 +113,12 @@ def run_in_place(call: Callable[[], Any], before: Hooks, after: Hooks) -> None:
             complete(hook())
 
 
-async def arun_in_place(call: Callable[[], Awaitable[Any]], before: Hooks, after: Hooks) -> None:
+async def arun_in_place(call: AnyCallable, before: Hooks, after: Hooks) -> None:
     """Run an async task here, between its hooks, all on one event loop."""
     for hook in before:
-        await _settled(hook())
+        await settle(hook())
     try:
         await call()
     finally:
         for hook in after:
-            await _settled(hook())
-
-
-async def _settled(result: object) -> None:
-    if inspect.isawaitable(result):
-        await result
+            await settle(hook())

@@ -214,16 +214,6 @@ def test_a_schedule_whose_arguments_do_not_fit_is_found():
         app.validate()
 
 
-def test_the_same_schedule_twice_is_found():
-    app = make(schedules=[("@daily", "report"), CronTask("@daily", "report", queue="default")])
-
-    @app.task
-    def report(): ...
-
-    with pytest.raises(ConfigError, match="given twice"):
-        app.validate()
-
-
 def test_a_schedule_or_an_exclusion_with_an_unknown_queue_is_refused_at_import():
     with pytest.raises(UnknownQueue, match="'nowhere'; the known ones: default"):
         make(schedules=[CronTask("@daily", "report", queue="nowhere")])

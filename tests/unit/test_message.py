@@ -31,7 +31,7 @@ def test_arguments_may_be_absent_and_unknown_keys_are_ignored():
         (b"[]", "not an object"),
         (b"null", "not an object"),
         (b'{"__class__": "bytes", "value": ""}', "not an object"),
-        (b"{}", "no name"),
+        (b"{}", "the name is None"),
         (b'{"name": 5}', "the name is 5"),
         (b'{"name": "x", "args": {}}', "args is {}"),
         (b'{"name": "x", "args": null}', "args is None"),

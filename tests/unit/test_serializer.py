@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from wakaq.serializer import _is_plain, dumps, loads
+from wakaq.serializer import dumps, loads
 
 EASTERN = timezone(timedelta(hours=-5))
 
@@ -106,25 +106,6 @@ def test_what_cannot_be_sent_is_refused_by_name(value, error, names):
     # Something tagged before it, so that the encoder has been busy.
     with pytest.raises(error, match=names):
         dumps(value)
-
-
-@pytest.mark.parametrize(
-    ("value", "is_plain"),
-    [
-        (
-            [1, "a", 1.5, None, True, b"", Decimal(1), {"a": {"b": (date.max, [timedelta(1)])}}],
-            True,
-        ),
-        ([{"a": [{1: "b"}]}], False),
-        ([{"a": {"__class__": "Decimal"}}], False),
-        ([[set()]], False),
-        ([OrderedDict()], False),
-        ([Level.HIGH], False),
-        ([object()], False),
-    ],
-)
-def test_only_what_is_not_plain_gets_the_slow_look(value, is_plain):
-    assert _is_plain(value) is is_plain
 
 
 def test_a_value_that_contains_itself_is_refused():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from wakaq import ConfigError, Queue, SoftTimeout, WakaQ
-from wakaq.settings import Policy, seconds
+from wakaq.settings import Policy
 
 
 def make(**options):
@@ -17,7 +17,7 @@ def make(**options):
     [(None, None), (3, 3.0), (0.5, 0.5), (10**9, 1e9), (timedelta(minutes=2), 120.0)],
 )
 def test_a_duration_is_seconds_or_a_timedelta(value, expected):
-    assert seconds(value, "x") == expected
+    assert make(hard_timeout=value).settings.hard_timeout == expected
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ def test_a_duration_that_makes_no_sense_is_refused_by_name(value):
     with pytest.raises(
         ConfigError, match=r"hard_timeout=.*give a timedelta, or seconds, more than 0"
     ):
-        seconds(value, "hard_timeout")
+        make(hard_timeout=value)
 
 
 def test_0_is_a_duration_where_it_says_so():
-    assert seconds(0, "retry_delay", zero=True) == 0.0
-    with pytest.raises(ConfigError, match="0 or more"):
-        seconds(-1, "retry_delay", zero=True)
+    assert make(retry_delay=0).settings.retry_delay == 0.0
+    with pytest.raises(ConfigError, match=r"retry_delay=-1: .*0 or more"):
+        make(retry_delay=-1)
 
 
 def test_settings_have_the_documented_defaults():
@@ -106,7 +106,7 @@ def test_options_are_brought_into_one_form():
         ({"max_retries": 1.5}, "max_retries=1.5"),
         ({"max_retries": True}, "max_retries=True"),
         ({"retry_on": "SoftTimeout"}, "retry_on='SoftTimeout'"),
-        ({"retry_on": (SoftTimeout, 5)}, "retry_on=5"),
+        ({"retry_on": (SoftTimeout, 5)}, r"retry_on=\(.*, 5\)"),
         ({"retry_on": ValueError("x")}, "retry_on=ValueError"),
         ({"retry_delay": -1}, "retry_delay=-1"),
         ({"max_redeliveries": -1}, "max_redeliveries=-1"),

@@ -141,6 +141,29 @@ def test_arguments_that_do_not_fit_are_refused_in_the_call(charge, broker, args,
     assert not broker.broadcasts
 
 
+def test_what_fitted_before_does_not_hide_what_does_not(charge, broker):
+    for _ in range(3):
+        charge.delay(1, cents=2)
+        charge.delay(cents=2, order=1)
+        with pytest.raises(TypeError, match="amount"):
+            charge.delay(1, amount=2)
+        with pytest.raises(TypeError, match="multiple values"):
+            charge.delay(1, 2, cents=2)
+
+    assert len(broker.calls) == 6
+
+
+def test_a_task_that_takes_any_names_keeps_few_of_them(app, broker):
+    @app.task
+    def note(**values): ...
+
+    for number in range(2_000):
+        note.delay(**{f"name{number}": 1})
+
+    assert len(broker.calls) == 2_000
+    assert len(note._shapes) == 1_000
+
+
 def test_a_required_keyword_argument_is_missed(app):
     @app.task
     def report(*names, day): ...
@@ -242,7 +265,10 @@ def test_a_task_on_an_unknown_queue_is_refused_at_import(app):
     ("options", "names"),
     [
         ({"soft_timeout": -1}, "task 'report': soft_timeout=-1"),
-        ({"soft_timeout": 5, "hard_timeout": 5}, "task 'report': hard_timeout=5"),
+        (
+            {"soft_timeout": 5, "hard_timeout": 5},
+            "task 'report' on queue 'reports': hard_timeout=5",
+        ),
         ({"max_retries": -1}, "task 'report': max_retries=-1"),
         ({"retry_on": [ValueError]}, "task 'report': retry_on="),
         ({"retry_delay": -1}, "task 'report': retry_delay=-1"),
