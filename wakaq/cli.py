@@ -4,12 +4,10 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from wakaq.app import WakaQ
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES, RedisError
 from wakaq.embedded import EmbeddedServer
@@ -21,58 +19,39 @@ from wakaq.log import configure
 from wakaq.message import describe
 from wakaq.queue import Queue
 from wakaq.scheduler import Scheduler
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
+from wakaq.supervisor.service import Outage, Service
 from wakaq.titles import set_title
 
-USER_ERROR = 2  # exit status
 STOP_GRACE = 1.0  # seconds for the scheduler's last call to Redis, which may be away
 
-app_option = click.option(
-    "--app",
-    "path",
-    required=True,
-    metavar="MODULE.VARIABLE",
-    help="The application, such as shop.tasks.wakaq.",
-)
-queue_option = click.option("--queue", "name", required=True, metavar="NAME", help="The queue.")
+app_option = click.option("--app", "path", required=True, help="Such as shop.tasks.wakaq.")
+queue_option = click.option("--queue", "name", required=True, help="The queue's name.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask, as on a terminal it would.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
 
 
-@contextlib.contextmanager
-def reports_errors() -> Iterator[None]:
-    """Tell the user's errors in one line."""
-    try:
-        yield
-    except click.exceptions.NoArgsIsHelpError:
-        raise
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "wakaq"
-        message = f"{' '.join(error.format_message().split())} See {command} --help"
-    except WakaQError as error:
-        message = str(error)
-    except OUTAGES as error:
-        remedy = "check the app's url, host, port and password, and that it runs"
-        message = f"Redis cannot be used: {error}; {remedy}"
-    except RedisError as error:
-        message = f"Redis refuses: {error}"
-    else:
-        return
-    click.echo(f"wakaq: {message}", err=True)
-    sys.exit(USER_ERROR)
-
-
 class Command(click.Command):
-    """A command that reports errors, those of its command line too."""
+    """A command that tells the user's errors in one line, those of its command line too."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with reports_errors():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with reports_errors():
-            return super().invoke(ctx)
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            sys.exit(super().main(*args, **options | {"standalone_mode": False}))
+        except click.Abort:
+            sys.exit(1)
+        except click.exceptions.NoArgsIsHelpError as error:
+            message = error.format_message()
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "wakaq"
+            message = f"wakaq: {' '.join(error.format_message().split())} See {command} --help"
+        except WakaQError as error:
+            message = f"wakaq: {error}"
+        except OUTAGES as error:
+            remedy = "check the app's url, host, port and password, and that it runs"
+            message = f"wakaq: Redis cannot be used: {error}; {remedy}"
+        except RedisError as error:
+            message = f"wakaq: Redis refuses: {error}"
+        click.echo(message, err=True)
+        sys.exit(2)
 
 
 class Group(Command, click.Group):
@@ -94,15 +73,18 @@ def main() -> None:
 @app_option
 @click.option("--embedded", is_flag=True, help="Run Redis too, if none answers on this machine.")
 @click.option("--scheduler", "schedules", is_flag=True, help="Run the scheduler as well.")
-def worker(path: str, *, embedded: bool, schedules: bool) -> None:
+def worker(path: str, *, embedded: bool, schedules: bool) -> int:
     """Run tasks: supervise as many worker processes as the app's `concurrency` says.
 
     Example: wakaq-worker --app=shop.tasks.wakaq
     """
-    # Here, as is `show` below: each command loads what it needs, and answers sooner.
+    # Here, as `info` and `demo` below: each command loads what it needs, and answers sooner.
     from wakaq.supervisor.supervisor import Supervisor  # noqa: PLC0415
 
-    app = prepare(path, "worker")
+    app = load(path)
+    options = app.settings
+    level, file = options.worker_log_level, options.worker_log_file
+    configure(level, file, options.log_format, options.task_log_format)
 
     def more_services(broker: Broker, outage: Outage) -> list[Service]:
         return [Periodic(Scheduler(app, broker, lambda _: None), outage)] if schedules else []
@@ -110,16 +92,7 @@ def worker(path: str, *, embedded: bool, schedules: bool) -> None:
     # Until the supervisor handles it, so that no server of ours is left behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with EmbeddedServer(app.settings) if embedded else contextlib.nullcontext():
-        status = Supervisor(app, path, more_services).run()
-    sys.exit(status)
-
-
-def prepare(path: str, kind: str) -> WakaQ:
-    """Return the application, and write logs as it wants those of this kind of process."""
-    app = load(path)
-    level, file = (getattr(app.settings, f"{kind}_log_{what}") for what in ("level", "file"))
-    configure(level, file, app.settings.log_format, app.settings.task_log_format)
-    return app
+        return Supervisor(app, path, more_services).run()
 
 
 class Periodic(Service):
@@ -131,7 +104,7 @@ class Periodic(Service):
         super().__init__(outage)
         self._scheduler = scheduler
 
-    def tick(self, now: float) -> float | None:
+    def tick(self, now: float) -> float:
         wait = self._scheduler.tick()
         self._outage.end(now)
         return wait
@@ -144,7 +117,10 @@ def scheduler(path: str) -> None:
 
     Example: wakaq-scheduler --app=shop.tasks.wakaq
     """
-    app = prepare(path, "scheduler")
+    app = load(path)
+    options = app.settings
+    level, file = options.scheduler_log_level, options.scheduler_log_file
+    configure(level, file, options.log_format, options.task_log_format)
     app.broker.ping()
     service = Periodic(Scheduler(app, app.broker, set_title), Outage())
     # Before the thread starts, so that it blocks them, too: they wait for sigwait.
@@ -188,24 +164,20 @@ def purge(path: str, name: str, *, yes: bool) -> None:
 
 @main.command()
 @click.argument("action", type=click.Choice(["list", "retry", "purge"]))
+@click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
 @app_option
 @queue_option
 @yes_option
 @json_option
-@click.option("--all", "is_all", is_flag=True, help="Mean all: retry does not ask then.")
-@click.option(
-    "--limit", default=20, type=click.IntRange(1), help="How many to list; by default 20."
-)
-@click.argument("indexes", nargs=-1, metavar="[INDEX]...", type=click.IntRange(0))
+@click.option("--limit", default=20, type=click.IntRange(1), help="How many to list, else 20.")
 def dead(  # noqa: PLR0913 - each is an option
     action: str,
+    indexes: tuple[int, ...],
     path: str,
     name: str,
-    indexes: tuple[int, ...],
     *,
     yes: bool,
     as_json: bool,
-    is_all: bool,
     limit: int,
 ) -> None:
     """See, put back or drop dead letters: tasks that WakaQ gave up on.
@@ -214,54 +186,49 @@ def dead(  # noqa: PLR0913 - each is an option
 
     Example: wakaq dead retry --app=shop.tasks.wakaq --queue=emails 17
     """
-    if indexes and is_all:
-        raise click.UsageError("Give either INDEX or --all.", click.get_current_context())
     inspector, queue = find(path, name)
     count = inspector.count_dead(queue)
     if action == "list":
-        newest = range(count - 1, max(count - limit, 0) - 1, -1)
-        for index, raw in inspector.dead(queue, indexes or newest):
-            click.echo(render(index, Letter.decode(raw), as_json=as_json))
+        chosen = indexes or range(count - 1, max(count - limit, 0) - 1, -1)
+        for index, raw in zip(chosen, inspector.dead(queue, chosen), strict=True):
+            letter = Letter.decode(raw)
+            if as_json:
+                click.echo(json.dumps({"index": index, **letter.to_dict()}))
+            else:
+                click.echo(f"{index}  {describe(letter.payload)}")
+                click.echo(f"{letter.reason}, {letter.at}, {letter.worker}\n{letter.traceback}\n")
         if not as_json:
             click.echo(f"Queue {name!r} has {count} dead letters")
         return
-    letters = [raw for _, raw in inspector.dead(queue, sorted(set(indexes)) or range(count))]
+    letters = inspector.dead(queue, sorted(set(indexes)) or range(count))
     if action == "purge":
         confirm(f"Drop {len(letters)} dead letters of queue {name!r}?", yes=yes)
         click.echo(f"Dropped {inspector.drop(queue, letters)} dead letters of queue {name!r}")
     else:
-        confirm(f"Put {len(letters)} tasks back?", yes=yes or is_all or bool(indexes))
+        confirm(f"Put {len(letters)} tasks back?", yes=yes or bool(indexes))
         count = sum(inspector.revive(queue, letter) for letter in letters)
         click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
 
 
 @main.command()
-def demo() -> None:
+def demo() -> int:
     """See the whole at work for some seconds, on a private server; needs wakaq[embedded].
 
     Example: wakaq demo
     """
-    from wakaq.demo import run_demo  # noqa: PLC0415 - as in `info`
+    from wakaq.demo import run_demo  # noqa: PLC0415
 
-    sys.exit(run_demo())
-
-
-def render(index: int, letter: Letter, *, as_json: bool) -> str:
-    """Return a dead letter for programs, or for people."""
-    if as_json:
-        return json.dumps({"index": index, **letter.to_dict()})
-    head = f"{index}  {describe(letter.payload)}"
-    return "\n".join((head, f"{letter.reason}, {letter.at}, {letter.worker}", letter.traceback, ""))
+    return run_demo()
 
 
 def find(path: str, name: str) -> tuple[Inspector, Queue]:
     """Return the inspector of an app, and its queue of this name."""
     app = load(path)
-    known = app.queues_by_name
-    if name not in known:
-        hint = suggest(name, known)
-        raise UnknownQueue(f"--queue={name!r}: the queues are {', '.join(known)}{hint}")
-    return Inspector(app.settings, app.queues), known[name]
+    if name not in app.queues_by_name:
+        known = ", ".join(app.queues_by_name)
+        hint = suggest(name, app.queues_by_name)
+        raise UnknownQueue(f"--queue={name!r}: the queues are {known}{hint}")
+    return Inspector(app.settings, app.queues), app.queues_by_name[name]
 
 
 def confirm(question: str, *, yes: bool) -> None:

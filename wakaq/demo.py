@@ -15,7 +15,6 @@ import sys
 import sysconfig
 import tempfile
 import time
-import warnings
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 
 from wakaq.app import WakaQ
 from wakaq.broker import Broker
@@ -32,16 +30,18 @@ from wakaq.embedded import EmbeddedServer
 
 URL = "WAKAQ_DEMO_URL"  # environment variable: where the demo's worker finds its server
 COMMAND = [sys.executable, "-m", "wakaq", "worker", "--app=wakaq.demo.wakaq", "--scheduler"]
-MOST_FILES = 1_500
+MOST_FILES = 1_200
 LATEST_END = 120.0
 QUEUES = {"small": 4_000, "medium": 12_000, "large": 40_000}  # files below so many bytes
 READ, OTHERS = "demo:read", "demo:others"  # hashes in Redis for what the tasks find
+LATEST = "demo:latest"  # the process that began to read a file
 DELAYS = {f"delayed by {seconds} s": seconds for seconds in (1, 2, 3)}
+EXPECTED = ("broadcast", "every second", "soft timeout", "SIGKILL", *DELAYS)  # in OTHERS at the end
 
 wakaq = WakaQ(
     url=os.environ.get(URL),
     queues=[(priority, name) for priority, name in enumerate(QUEUES)],
-    concurrency="min(max(cores, 2), 8)",
+    concurrency="min(max(cores, 2), 4)",
     schedules=[("* * * * * *", "note", ["every second"])],
 )
 
@@ -54,24 +54,24 @@ def redis() -> Any:
 @wakaq.task
 def read(path: str) -> None:
     """Count what a source file contains; to run twice changes nothing, as it should be for every task."""
+    redis().set(LATEST, os.getpid())
     source = Path(path).read_bytes()
     try:
-        with warnings.catch_warnings(action="ignore"):
-            nodes = list(ast.walk(ast.parse(source)))
+        nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError):  # Python's own tests contain such files
         nodes = []
     functions = [one for one in nodes if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
     lengths = [((node.end_lineno or 0) - node.lineno + 1, node.name) for node in functions]
     counts = source.count(b"\n"), len(re.findall(rb"\w+|[^\w\s]", source)), len(functions)
-    redis().hset(READ, path, json.dumps([*counts, *max(lengths, default=(0, ""))]))
+    found = json.dumps([*counts, *max(lengths, default=(0, ""))])
+    redis().hset(READ, path, found)
 
 
 @wakaq.task(queue="small")
-def note(name: str, due: datetime | None = None) -> None:
-    """Tell that a delayed, periodic or broadcast task ran, and how late."""
-    now = datetime.now(UTC).replace(tzinfo=None)
-    late = f", {(now - due).total_seconds() * 1000:.0f} ms late" if due else ""
-    redis().hset(OTHERS, name, f"ran in process {os.getpid()} at {now:%H:%M:%S} UTC{late}")
+def note(name: str) -> None:
+    """Tell that a delayed, periodic or broadcast task ran."""
+    now = datetime.now(UTC)
+    redis().hset(OTHERS, name, f"ran in process {os.getpid()} at {now:%H:%M:%S} UTC")
 
 
 @wakaq.task(queue="small", soft_timeout=0.5, max_retries=1)
@@ -95,53 +95,85 @@ def run_demo() -> int:
         os.environ[URL] = f"unix://{folder}/redis.sock"
         settings = dataclasses.replace(wakaq.settings, url=os.environ[URL])
         wakaq.broker = Broker(settings, wakaq.queues)
-        with EmbeddedServer(settings, folder), worker_process(Path(folder, "log")) as worker:
-            return Show(worker).run()
-
-
-@contextlib.contextmanager
-def worker_process(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker as long as the block runs, and show its last words if it ends before."""
-    with log.open("wb") as output:
-        # In a session of its own, by which its processes are found.
-        worker = subprocess.Popen(COMMAND, stderr=output, start_new_session=True)  # noqa: S603
-    try:
-        yield worker
-    finally:
-        if worker.poll() is not None:
-            sys.stderr.write(log.read_text(errors="replace")[-2_000:])
-        worker.terminate()
-        worker.wait()
+        log = Path(folder, "worker.log")
+        with EmbeddedServer(settings, folder), log.open("wb") as output:
+            # In a session of its own, by which its processes are found.
+            worker = subprocess.Popen(COMMAND, stderr=output, start_new_session=True)  # noqa: S603 - our own command
+            try:
+                return run(worker)
+            finally:
+                if worker.poll() is not None:
+                    sys.stderr.write(log.read_text(errors="replace")[-2_000:])
+                worker.terminate()
+                worker.wait()
 
 
 def source_files() -> dict[str, str]:
-    """Return the source files of Python and its packages, but for some huge ones, with the queue of each."""
+    """Return the source files of Python and its packages, but for huge ones, with the queue of each."""
     queues: dict[str, str] = {}
-    for folder in (Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")):
-        for path in sorted(folder.rglob("*.py")):
-            is_inner = "-packages/" in str(path.relative_to(folder))
-            if path.is_file() and not is_inner and len(queues) < MOST_FILES:
+    for folder in ("stdlib", "purelib"):
+        for path in sorted(Path(sysconfig.get_path(folder)).rglob("*.py")):
+            if path.is_file() and len(queues) < MOST_FILES:
                 size = path.stat().st_size
                 queues |= {str(path): name for name in reversed(QUEUES) if size < QUEUES[name]}
     return queues
 
 
-def process_titles(session: int) -> dict[int, str]:
-    """Return the titles of WakaQ's processes in a session, as `ps` shows them."""
-    rows: list[list[str]] = []
-    if Path("/proc/self").exists():  # slim images of Linux have no `ps`
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                rows.append([path.parent.name, path.read_text(errors="replace")])
-    else:
-        listing = subprocess.check_output(["ps", "-A", "-o", "pid=,args="], text=True)  # noqa: S607
-        rows += [line.split(maxsplit=1) for line in listing.splitlines()]
-    titles = {}
-    for pid, *title in rows:
-        with contextlib.suppress(ProcessLookupError):
-            if "".join(title).startswith("wakaq") and os.getsid(int(pid)) == session:
-                titles[int(pid)] = title[0].strip("\0 ")
-    return titles
+def run(worker: subprocess.Popen[bytes]) -> int:
+    """Enqueue everything, show it while it runs, sum up; return the exit status."""
+    console = Console(highlight=False, markup=False)
+    files, reached = source_files(), 0
+    with wakaq.batch():
+        for path, queue in files.items():
+            read.delay(path, queue=queue)
+        for name, seconds in DELAYS.items():
+            note.delay(name, eta=timedelta(seconds=seconds))
+        dawdle.delay()
+    console.print(f"{len(files)} source files are enqueued, small ones first, a task for each")
+    deadline = time.monotonic() + LATEST_END
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        while worker.poll() is None and time.monotonic() < deadline:
+            done, others = redis().hlen(READ), redis().hkeys(OTHERS)
+            if done == len(files) and len(others) == len(EXPECTED):
+                break
+            reached = reached or note.broadcast("broadcast")  # as soon as somebody listens
+            if done > len(files) // 2 and b"SIGKILL" not in others:
+                victim = int(redis().get(LATEST))
+                os.kill(victim, signal.SIGKILL)
+                redis().hset(OTHERS, "SIGKILL", f"to process {victim}, a busy worker")
+                console.print(f"SIGKILL to process {victim}, a busy worker")
+            lengths = {
+                one.name: redis().llen(wakaq.broker.keys.of(one).queue) for one in wakaq.queues
+            }
+            lines = [f"{length:8}  wait in queue {name}" for name, length in lengths.items()]
+            lines += [f"{done:8}  of {len(files)} files are read", *process_titles(worker.pid)]
+            live.update(Group(ProgressBar(len(files), done, 50), *lines), refresh=True)
+            time.sleep(0.1)
+    return sum_up(console, files)
+
+
+def process_titles(session: int) -> Iterator[str]:
+    """Return pids and titles of WakaQ's processes in a session as `ps` shows them; nothing but on Linux."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):  # slim images have no `ps`
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid, title = int(path.parent.name), path.read_text(errors="replace").strip("\0 ")
+            if title.startswith("wakaq") and os.getsid(pid) == session:
+                yield f"{pid:8}  {title}"
+
+
+def sum_up(console: Console, files: dict[str, str]) -> int:
+    """Print what was found and what became of everything; return the exit status."""
+    found = {path.decode(): json.loads(row) for path, row in redis().hgetall(READ).items()}
+    others = {name.decode(): what.decode() for name, what in redis().hgetall(OTHERS).items()}
+    lines, tokens, functions = (sum(row[column] for row in found.values()) for column in range(3))
+    console.print(f"{lines:,} lines, {tokens:,} tokens, {functions:,} functions")
+    for length, name, path in sorted((*row[3:], path) for path, row in found.items())[-1:]:
+        console.print(f"longest function: {name} in {Path(path).name}, {length} lines")
+    for name, what in sorted(others.items()):
+        console.print(f"{name}: {what}")
+    line, status = verdict(files, found, [name for name in EXPECTED if name not in others])
+    console.print(line, style="bold red" if status else "bold green", soft_wrap=True)
+    return status
 
 
 def verdict(files: Collection[str], read: Collection[str], missing: list[str]) -> tuple[str, int]:
@@ -151,86 +183,3 @@ def verdict(files: Collection[str], read: Collection[str], missing: list[str]) -
     unseen = f"not seen: {', '.join(missing)}; " if missing else ""
     status = int(bool(lost or missing))
     return f"{unseen}{len(files) - len(lost)} of {len(files)} files, {fate}", status
-
-
-class Show:
-    """What the parent process does: enqueue, watch, kill, sum up."""
-
-    def __init__(self, worker: subprocess.Popen[bytes]) -> None:
-        self.console = Console(highlight=False, markup=False)
-        self.worker = worker
-        self.files = source_files()
-        self.started = time.monotonic()
-        self.reached = 0  # by the broadcast
-        self.victim = ""
-
-    def run(self) -> int:
-        """Show everything; return the exit status."""
-        with wakaq.batch():
-            for path, queue in self.files.items():
-                read.delay(path, queue=queue)
-            for name, seconds in DELAYS.items():
-                due = datetime.now(UTC) + timedelta(seconds=seconds)
-                note.delay(name, due, eta=due)
-            dawdle.delay()
-        self.say(f"{len(self.files)} source files are enqueued, small ones first, a task for each")
-        with Live(console=self.console, transient=True, auto_refresh=False) as live:
-            while self.worker.poll() is None and time.monotonic() < self.started + LATEST_END:
-                done = redis().hlen(READ)
-                if done >= len(self.files) and not self.missing():
-                    break
-                titles = process_titles(self.worker.pid)
-                self.act(done, titles)
-                live.update(self.frame(done, titles), refresh=True)
-                time.sleep(0.1)
-        return self.sum_up()
-
-    def say(self, text: str) -> None:
-        self.console.print(f"{time.monotonic() - self.started:5.1f} s  {text}")
-
-    def act(self, done: int, titles: dict[int, str]) -> None:
-        """Broadcast as soon as somebody listens, and kill a worker process in the middle."""
-        self.reached = self.reached or note.broadcast("broadcast")
-        busy = [pid for pid, title in titles.items() if title.endswith("running read")]
-        if not self.victim and busy and done > len(self.files) * 3 // 4:
-            os.kill(busy[0], signal.SIGKILL)
-            self.victim = f"process {busy[0]}, {titles[busy[0]]!r}"
-            self.say(f"SIGKILL to {self.victim}")
-
-    def missing(self) -> list[str]:
-        """Return what else has not happened yet."""
-        seen = {name.decode() for name in redis().hkeys(OTHERS)}
-        expected = ["broadcast", "every second", "soft timeout", *DELAYS]
-        return [name for name in expected if name not in seen] + ["SIGKILL"] * (not self.victim)
-
-    def frame(self, done: int, titles: dict[int, str]) -> Group:
-        """Return what the terminal shows now."""
-        total = len(self.files)
-        queues, processes = Table("queue", "waiting", box=None), Table("pid", "title", box=None)
-        for queue in wakaq.queues:
-            queues.add_row(queue.name, str(redis().llen(wakaq.broker.keys.queue(queue))))
-        for pid, title in sorted(titles.items()):
-            processes.add_row(str(pid), title, style="bold" if "running" in title else "dim")
-        top, tables = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
-        top.add_row(ProgressBar(total, done, width=50), f"{done} of {total} files")
-        tables.add_row(queues, processes)
-        return Group(top, tables)
-
-    def sum_up(self) -> int:
-        """Print what was found and what became of everything; return the exit status."""
-        self.say("the end")
-        found = {name.decode(): json.loads(row) for name, row in redis().hgetall(READ).items()}
-        table = Table.grid(padding=(0, 2))
-        for column, name in enumerate(("lines", "tokens", "functions")):
-            table.add_row(name, f"{sum(row[column] for row in found.values()):,}")
-        for length, name, path in sorted((*row[3:], path) for path, row in found.items())[-1:]:
-            table.add_row("longest function", f"{name} in {Path(path).name}, {length} lines")
-        for name, what in sorted(redis().hgetall(OTHERS).items()):
-            table.add_row(name.decode(), what.decode())
-        stats = [wakaq.broker.keys.stats(queue) for queue in wakaq.queues]
-        again = sum(int(redis().hget(key, "redelivered") or 0) for key in stats)
-        table.add_row("SIGKILL", f"{self.victim or 'to nobody'}; {again} of its tasks ran again")
-        self.console.print(table)
-        line, status = verdict(self.files, found, self.missing())
-        self.console.print(line, style="bold red" if status else "bold green", soft_wrap=True)
-        return status

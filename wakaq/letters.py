@@ -1,8 +1,7 @@
 """Dead letters: what is kept of a payload that WakaQ gave up on. Not for deciding when: that is the worker's part."""
 
-import base64
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 RAISED = "raised"
@@ -29,27 +28,19 @@ class Letter:
 
     def to_dict(self) -> dict[str, str]:
         """Return it as JSON can hold it."""
-        fields = {
-            "reason": self.reason,
-            "at": self.at or datetime.now(UTC).isoformat(timespec="seconds"),
-            "worker": self.worker,
+        return asdict(self) | {
+            # Whatever was found in the queue is kept, to the byte.
+            "payload": self.payload.decode(errors="surrogateescape"),
             "traceback": self.traceback[-_TAIL:],
+            "at": self.at or datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        try:
-            fields["payload"] = self.payload.decode()
-        except UnicodeDecodeError:  # Whatever was found in the queue is kept, to the byte.
-            fields["payload_base64"] = base64.b64encode(self.payload).decode()
-        return fields
 
     @classmethod
     def decode(cls, letter: bytes) -> "Letter":
         """Read a letter; what is none becomes one that says so, with all that was found as its payload."""
         try:
             fields = json.loads(letter)
-            if "payload_base64" in fields:
-                payload = base64.b64decode(fields["payload_base64"])
-            else:
-                payload = fields["payload"].encode()
+            payload = fields["payload"].encode(errors="surrogateescape")
             rest = (str(fields.get(name, "")) for name in ("reason", "traceback", "worker", "at"))
             return cls(payload, *rest)
         except (ValueError, KeyError, TypeError, AttributeError):

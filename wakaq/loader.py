@@ -23,34 +23,23 @@ def load(path: str) -> WakaQ:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    module_name, _, variable = path.partition(":") if ":" in path else path.rpartition(".")
+    module_name, _, variable = path.replace(":", ".").rpartition(".")
     if not module_name or not variable:
-        raise ConfigError(
-            f"--app={path!r}: write package.module.variable, such as shop.tasks.wakaq"
-        )
+        raise ConfigError(f"--app={path!r}: write package.module.variable, such as shop.wakaq")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise _import_failed(path, error) from error
-        parent, _, last = str(error.name).rpartition(".")
-        places = sys.modules[parent].__path__ if parent else [here]
-        hint = suggest(last, [module.name for module in pkgutil.iter_modules(places)])
-        raise ConfigError(
-            f"--app={path!r}: no module named {error.name!r} in {here} or installed{hint}"
-        ) from error
     # Broad: it is the application's code, which may raise anything; what it was is said in one line.
     except Exception as error:
-        raise _import_failed(path, error) from error
-    found = getattr(module, variable, None)
-    if isinstance(found, WakaQ):
-        found.validate()
-        return found
-    apps = [name for name, value in vars(module).items() if isinstance(value, WakaQ)]
-    remedy = suggest(variable, apps, 0.0) or "; the module has no WakaQ(...)"
-    kind = type(found).__name__
-    what = "there is no such variable" if found is None else f"it is no WakaQ but a {kind}"
-    raise ConfigError(f"--app={path!r}: {what}{remedy}")
+        raise ConfigError(f"--app={path!r}: {_why(error, module_name)}") from error
+    app = getattr(module, variable, None)
+    if not isinstance(app, WakaQ):
+        kind = type(app).__name__
+        what = "there is no such variable" if app is None else f"it is no WakaQ but a {kind}"
+        apps = [name for name, value in vars(module).items() if isinstance(value, WakaQ)]
+        remedy = suggest(variable, apps, 0.0) or "; the module has no WakaQ(...)"
+        raise ConfigError(f"--app={path!r}: {what}{remedy}")
+    app.validate()
+    return app
 
 
 def suggest(name: str, known: Iterable[str], least: float = 0.6) -> str:
@@ -59,7 +48,14 @@ def suggest(name: str, known: Iterable[str], least: float = 0.6) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _import_failed(path: str, error: Exception) -> ConfigError:
+def _why(error: Exception, module_name: str) -> str:
+    """Return why the import of a module failed: it is not there, or its code raised."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and f"{module_name}.".startswith(f"{missing}."):
+        parent, _, last = missing.rpartition(".")
+        places = getattr(sys.modules[parent], "__path__", []) if parent else sys.path[:1]
+        hint = suggest(last, [module.name for module in pkgutil.iter_modules(places)])
+        return f"no module named {missing!r} in {Path.cwd()} or installed{hint}"
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    return ConfigError(f"--app={path!r}: its import fails{where}: {type(error).__name__}: {error}")
+    return f"its import fails{where}: {type(error).__name__}: {error}"

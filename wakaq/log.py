@@ -7,36 +7,23 @@ import logging
 import logging.handlers
 import os
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 from wakaq.errors import ConfigError
 
-_HANDLER = "wakaq"
-
-
-class Running(Protocol):
-    """What is told of the task that is running; a `Message` fits."""
-
-    name: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-    retry: int
-
-
-# The message whose task runs in this context; set by the executor, None between tasks.
-current: ContextVar[Running | None] = ContextVar("wakaq_current", default=None)
+# The Message whose task runs in this context; set by the executor, None between tasks.
+current: ContextVar[Any] = ContextVar("wakaq_current", default=None)
 
 
 class _Formatter(logging.Formatter):
-    """Formats records by `task_format` while a task is running, else by `format`."""
+    """Formats records by `task_format` while a task is running, else by `log_format`."""
 
     def __init__(self, log_format: str, task_format: str) -> None:
         super().__init__(log_format)
         self._in_task = logging.Formatter(task_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        running = current.get()
-        if running is None:
+        if (running := current.get()) is None:
             return super().format(record)
         record.task, record.task_retry = running.name, running.retry
         record.task_args, record.task_kwargs = running.args, running.kwargs
@@ -53,18 +40,17 @@ def configure(
     Raises:
         ConfigError: The file cannot be opened.
     """
-    handler: logging.Handler
-    try:
-        handler = logging.handlers.WatchedFileHandler(file) if file else logging.StreamHandler()
-    except OSError as error:
-        raise ConfigError(
-            f"log file {os.fspath(file or '')!r} cannot be opened: {error}"
-        ) from error
+    handler: logging.Handler = logging.StreamHandler()
+    if file:
+        try:
+            handler = logging.handlers.WatchedFileHandler(file)
+        except OSError as error:
+            raise ConfigError(f"log file '{file}' cannot be opened: {error}") from error
     handler.setFormatter(_Formatter(log_format, task_format))
-    handler.set_name(_HANDLER)
+    handler.name = "wakaq"
     root = logging.getLogger()
     for old in root.handlers[:]:
-        if old.get_name() == _HANDLER or type(old) is logging.StreamHandler:
+        if old.name == handler.name or type(old) is logging.StreamHandler:
             root.removeHandler(old)
             old.close()
     root.addHandler(handler)

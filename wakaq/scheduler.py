@@ -6,14 +6,12 @@ Any number may run at once: `Broker.fire` enqueues a tick of a schedule once, wh
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from wakaq.app import WakaQ
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES, RedisError
 from wakaq.cron import CronTask
-from wakaq.queue import Queue
 
 logger = logging.getLogger("wakaq.scheduler")
 
@@ -23,70 +21,48 @@ LOOK = 30.0  # seconds between looks at the clock, which may be set or be anothe
 REMEMBER = 86_400  # seconds for which no stopped and continued scheduler repeats a tick
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A schedule, and its first tick that has not been enqueued; unix time."""
-
-    schedule: CronTask
-    identity: str
-    queue: Queue
-    due_at: float = 0.0
-
-
 class Scheduler:
     """All schedules of an application, by the clock of its Redis; one thread calls `tick`.
 
-    Args:
-        app: The application.
-        broker: The way to Redis.
-        show: Gets a text for the process title that says what comes next.
+    `show` gets a text for the process title that says what comes next.
     """
 
     def __init__(self, app: WakaQ, broker: Broker, show: Callable[[str], None]) -> None:
-        self._broker = broker
-        self._show = show
+        self._app, self._broker, self._show = app, broker, show
         self._said = ""
-        self._entries = [
-            _Entry(one, one.identity, app.resolve_queue(one.queue, app.tasks[one.task_name]))
-            for one in app.schedules
-        ]
+        # Each schedule's first tick that has not been enqueued; unix time.
+        self._due = dict.fromkeys(app.schedules, 0.0)
 
     def tick(self) -> float:
         """Enqueue what is due; returns the seconds until that is to be done again."""
         now_at = self._broker.time()
         answered = time.monotonic()
-        for entry in self._entries:
-            self._serve(entry, now_at)
-        first = min(self._entries, key=lambda entry: entry.due_at, default=None)
-        if first is None:
+        for schedule in self._due:
+            self._serve(schedule, now_at)
+        if not self._due:
             self._say("no schedules, nothing to do")
             return LOOK
-        self._say(f"next {first.schedule.task_name} at {_utc(first.due_at)}")
-        wait = first.due_at - now_at - (time.monotonic() - answered)
+        due_at, name = min((due_at, one.task_name) for one, due_at in self._due.items())
+        self._say(f"next {name} at {_utc(due_at)}")
+        wait = due_at - now_at - (time.monotonic() - answered)
         return min(max(wait, 0.0), LOOK)
 
-    def _serve(self, entry: _Entry, now_at: float) -> None:
-        schedule = entry.schedule
-        if now_at - entry.due_at > STALL:  # as it is at the start, too
+    def _serve(self, schedule: CronTask, now_at: float) -> None:
+        name, payload = schedule.task_name, schedule.payload
+        queue = self._app.resolve_queue(schedule.queue, self._app.tasks[name])
+        if now_at - self._due[schedule] > STALL:  # as it is at the start, too
             missed = schedule.previous_tick(now_at)
             is_fresh = now_at - missed < GRACE
-            entry.due_at = missed if is_fresh else schedule.next_tick(now_at)
-        while entry.due_at <= now_at:
+            self._due[schedule] = missed if is_fresh else schedule.next_tick(now_at)
+        while (tick := self._due[schedule]) <= now_at:
             try:
-                self._fire(entry, now_at)
+                if self._broker.fire(queue, schedule.identity, tick, payload, REMEMBER):
+                    logger.info("Enqueued %s of %s, %.3f s late", name, _utc(tick), now_at - tick)
             except OUTAGES:
                 raise  # the tick stays due
             except RedisError:  # such as a key that holds something else: the other schedules go on
                 logger.exception("%r cannot be enqueued: its tick is skipped", schedule)
-            entry.due_at = schedule.next_tick(entry.due_at)
-
-    def _fire(self, entry: _Entry, now_at: float) -> None:
-        schedule, tick = entry.schedule, entry.due_at
-        name, when = schedule.task_name, _utc(tick)
-        if self._broker.fire(entry.queue, entry.identity, tick, schedule.payload, REMEMBER):
-            logger.info("Enqueued %s of %s, %.3f s late", name, when, now_at - tick)
-        else:
-            logger.debug("%s of %s was enqueued before", name, when)
+            self._due[schedule] = schedule.next_tick(tick)
 
     def _say(self, text: str) -> None:
         if text != self._said:

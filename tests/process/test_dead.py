@@ -90,7 +90,7 @@ def test_a_retry_keeps_every_byte_and_starts_counts_anew(run, redis):
         redis.lpush(DEAD, letter(one))
     redis.rpush("wakaq:emails", b"first")
 
-    assert run("dead retry", "--all")[0] == 0
+    assert run("dead retry")[0] == 0
 
     first, second, third, fourth = redis.lrange("wakaq:emails", 0, -1)
     assert (first, second, fourth) == (b"first", plain, garbage)
@@ -164,9 +164,8 @@ def test_many_letters_are_listed_over_several_pages(run, redis):
         ("dead purge", b"n\n", 1, 5),
         ("dead purge", b"y\n", 0, 0),
         ("dead purge --yes", b"", 0, 0),
-        ("dead purge --all", b"n\n", 1, 5),
         ("dead retry", b"n\n", 1, 5),
-        ("dead retry --all", b"", 0, 0),
+        ("dead retry --yes", b"", 0, 0),
         ("dead retry 2", b"", 0, 4),
     ],
 )

@@ -193,7 +193,7 @@ def fails_at_first(*args, **kwargs):
     (letter,) = letters_of(redis, eventually)
     assert Letter.decode(json.dumps(letter).encode()).reason == "raised"
     redis.set("healed", 1)
-    command = start(app, "dead retry", "--queue=default", "--all")
+    command = start(app, "dead retry", "--queue=default", "--yes")
     assert command.wait() == 0, command.log
 
     _, arrived = redis.blpop("done", timeout=5)

@@ -67,7 +67,7 @@ def test_a_port_that_something_else_uses_is_one_line(start, port, url):
         listener.accept()[0].close()
 
         assert command.wait() == 2
-    assert command.log.startswith("wakaq: something that is no Redis answers at 127.0.0.1:")
+    assert command.log.startswith(f"wakaq: what answers at 127.0.0.1:{port} is not the app's")
     assert command.log.count("\n") == 1
 
 

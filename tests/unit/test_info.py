@@ -5,14 +5,18 @@ from collections import deque
 import pytest
 from rich.console import Console
 
-from wakaq import Queue
 from wakaq.info import rates, sparklines, tables
-from wakaq.inspector import Counts, Snapshot
 
 
-def counts(done: int = 0, retried: int = 0, dead: int = 0, pending: int = 0) -> Counts:
-    stats = {"done": done, "retried": retried, "dead": dead, "redelivered": 0}
-    return Counts(pending, 0, 0, 0, stats)
+def counts(done: int = 0, retried: int = 0, dead: int = 0, pending: int = 0) -> dict[str, object]:
+    return {
+        "priority": 1,
+        "pending_tasks": pending,
+        "pending_eta_tasks": 0,
+        "inflight_tasks": 0,
+        "dead_letters": 0,
+        "stats": {"done": done, "retried": retried, "dead": dead, "redelivered": 0},
+    }
 
 
 def text(renderable: object) -> str:
@@ -22,27 +26,27 @@ def text(renderable: object) -> str:
     return capture.get()
 
 
-@pytest.mark.parametrize("history", [[], [(7.0, [counts(9)])]])
+@pytest.mark.parametrize("history", [[], [(7.0, {"a": counts(9)})]])
 def test_one_moment_has_no_rates(history):
-    assert rates(deque(history)) == []
+    assert rates(deque(history)) == {}
 
 
 def test_rates_are_those_since_the_last_refresh():
     history = deque(
         [
-            (0.0, [counts(0), counts()]),
-            (10.0, [counts(100, 1, 2), counts(5)]),
-            (12.0, [counts(150, 4, 3), counts(5)]),
+            (0.0, {"a": counts(0), "b": counts()}),
+            (10.0, {"a": counts(100, 1, 2), "b": counts(5)}),
+            (12.0, {"a": counts(150, 4, 3), "b": counts(5)}),
         ]
     )
 
-    assert rates(history) == [(25.0, 2.0), (0.0, 0.0)]
+    assert rates(history) == {"a": [25.0, 2.0], "b": [0.0, 0.0]}
 
 
 def test_sparklines_show_throughput_and_backlog_of_all_queues_against_their_highest():
     moments = [(0, 0), (8, 100), (8, 400), (16, 800)]
     history = deque(
-        (float(at), [counts(done=done, pending=pending), counts(pending=pending)])
+        (float(at), {"a": counts(done=done, pending=pending), "b": counts(pending=pending)})
         for at, (done, pending) in enumerate(moments)
     )
     throughput, backlog = (line.plain for line in sparklines(history, 3))
@@ -66,9 +70,9 @@ def test_tables_fit_80_columns_whatever_runs():
         {"number": 3, "pid": 13, "tasks": [{"name": "send()"}]},
         {"number": 4, "pid": 14, "tasks": []},
     ]
-    supervisors = {"a": {"host": "a-rather-long-name.example", "children": children}}
-    snapshot = Snapshot([(Queue("emails", 1), counts(5, 1, 2))], supervisors)
-    lines = text(tables(snapshot, [])).splitlines()
+    supervisor = {"host": "a-rather-long-name.example", "children": children}
+    found = {"queues": {"emails": counts(5, 1, 2)}, "workers": 1, "supervisors": [supervisor]}
+    lines = text(tables(found, {})).splitlines()
 
     assert max(map(len, lines)) <= 80
     assert lines[1].split() == ["emails", "1", "0", "0", "0", "0", "5", "3"]
