@@ -69,6 +69,10 @@ async def doze(seconds, name="doze"):
     await asyncio.sleep(seconds)
     client.rpush("done", name)
 
+@wakaq.task(hard_timeout=0.5)
+def prompt():
+    client.rpush("done", "prompt")
+
 @wakaq.task
 async def own_timeout():
     async with asyncio.timeout(0.05):
@@ -204,6 +208,17 @@ def test_a_hard_timeout_is_for_one_task_and_the_others_run_again_uncounted(
     assert stats(redis) == {"dead": 1, "done": 10}
     assert redis.llen("done") == 0
     assert redis.keys("wakaq:inflight:*") == []
+
+
+def test_the_limit_of_a_sync_task_that_has_ended_hits_no_other(start, redis):
+    worker = start(APP)
+    worker.app.prompt.delay()
+    take(redis, 1)
+    worker.app.doze.delay(1.0)
+
+    assert take(redis, 1) == ["doze"]
+    assert worker.stop() == 0
+    assert stats(redis) == {"done": 2}
 
 
 @pytest.mark.parametrize(

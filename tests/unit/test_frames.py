@@ -55,7 +55,7 @@ def test_a_frame_arrives_as_it_was_sent(ends, frame):
     ours, theirs = ends
 
     assert ours.send(frame)
-    (arrived,) = theirs.receive(wait=True)
+    (arrived,) = theirs.receive()
     assert arrived == frame
     assert type(arrived) is type(frame)
 

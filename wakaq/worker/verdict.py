@@ -5,13 +5,12 @@ import traceback
 from random import getrandbits
 from typing import NamedTuple
 
-from wakaq.errors import ConfigError, SoftTimeout
-from wakaq.letters import NOT_A_MESSAGE, RAISED, SOFT_TIMEOUT, UNKNOWN_TASK, Letter
+from wakaq.errors import SoftTimeout
+from wakaq.letters import NOT_A_MESSAGE, RAISED, REDELIVERED, SOFT_TIMEOUT, UNKNOWN_TASK, Letter
 from wakaq.message import Message, recount
 from wakaq.settings import Policy
 
 logger = logging.getLogger("wakaq.worker")
-_BLANKS = str.maketrans("01", " \t")
 UNKNOWN_DELAY = 30.0  # seconds until a task that this release does not know is tried again
 
 
@@ -35,54 +34,47 @@ def unknown(payload: bytes, message: Message, max_redeliveries: int, worker: str
         logger.error("Task %s is unknown, and becomes a dead letter", message.name)
         return Verdict("dead", Letter(payload, UNKNOWN_TASK, "", worker).encode())
     logger.warning("Task %s is unknown: trying again in %.0f s", message.name, UNKNOWN_DELAY)
-    return Verdict(
-        "delay", _single(recount(payload, redelivered=message.redelivered + 1)), UNKNOWN_DELAY
-    )
+    return _again(recount(payload, redelivered=message.redelivered + 1), UNKNOWN_DELAY)
+
+
+def worn_out(payload: bytes, message: Message, worker: str) -> Verdict:
+    """Judge a message whose supervisors or machines died under it too often."""
+    text = f"its worker, or its machine, died {message.redelivered} times"
+    logger.error("Task %s becomes a dead letter: %s", message.name, text)
+    return Verdict("dead", Letter(payload, REDELIVERED, text, worker).encode())
 
 
 def failed(
     payload: bytes, message: Message, policy: Policy, error: BaseException, worker: str
 ) -> Verdict:
     """Judge a task that raised; logs it with its traceback."""
-    is_soft = caused_by(error, SoftTimeout)
-    is_retryable = isinstance(error, policy.retry_on) or (
-        is_soft and issubclass(SoftTimeout, policy.retry_on)
-    )
-    reason = SOFT_TIMEOUT if is_soft else RAISED
-    if is_retryable and message.retry < policy.max_retries:
-        retry = message.retry + 1
+    kinds = (type(error), SoftTimeout) if caused_by(error, SoftTimeout) else (type(error),)
+    reason = SOFT_TIMEOUT if SoftTimeout in kinds else RAISED
+    name, retry, most = message.name, message.retry + 1, policy.max_retries
+    if retry <= most and any(issubclass(kind, policy.retry_on) for kind in kinds):
         delay = _delay(policy, retry)
-        logger.warning(
-            "Task %s failed (%s), retry %d of %d in %.1f s",
-            message.name,
-            reason,
-            retry,
-            policy.max_retries,
-            delay,
-            exc_info=error,
-        )
-        new = recount(payload, retry=retry)
-        return Verdict("delay", _single(new), delay) if delay else Verdict("retry", new)
-    logger.error(
-        "Task %s failed (%s), and becomes a dead letter", message.name, reason, exc_info=error
-    )
+        text = "Task %s failed (%s), retry %d of %d in %.1f s"
+        logger.warning(text, name, reason, retry, most, delay, exc_info=error)
+        return _again(recount(payload, retry=retry), delay)
+    logger.error("Task %s failed (%s), and becomes a dead letter", name, reason, exc_info=error)
     text = "".join(traceback.format_exception(error))
     return Verdict("dead", Letter(payload, reason, text, worker).encode())
 
 
-def _single(payload: bytes) -> bytes:
-    """Return the payload as one that equals no other, by white space at its end.
-
-    Delayed payloads are members of a set, in which two equal calls that both failed would become one.
-    """
-    return payload + f"{getrandbits(64):064b}".translate(_BLANKS).encode()
+def _again(new: bytes, delay: float) -> Verdict:
+    if not delay:
+        return Verdict("retry", new)
+    # Delayed payloads are members of a set, in which two equal calls that both failed would become one: white space at
+    # its end makes this one equal no other.
+    unique = f"{getrandbits(64):064b}".replace("0", " ").replace("1", "\t")
+    return Verdict("delay", new + unique.encode(), delay)
 
 
 def _delay(policy: Policy, retry: int) -> float:
     try:
         return policy.delay_before(retry)
     # Broad: the application's own function must not turn a retry into a loss.
-    except (Exception, ConfigError):
+    except Exception:
         logger.exception("retry_delay failed: trying again at once")
         return 0.0
 
