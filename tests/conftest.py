@@ -324,11 +324,7 @@ def no_leaks() -> Iterator[None]:
 
 def _close(app: ModuleType) -> None:
     # Looked up now: the test may have replaced the broker, or caused the first one to be made.
-    broker = app.wakaq.broker
-    broker.close()
-    # A connection of this thread's own, which ends with its thread; but this thread goes on.
-    if connection := getattr(getattr(broker, "_local", None), "connection", None):
-        connection.disconnect()
+    app.wakaq.broker.close()
 
 
 def _descriptors() -> set[str]:

@@ -6,9 +6,9 @@ whether a call may be repeated is known only to its caller.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from wakaq.client import Client, Connection, ResponseError, freshen, source
+from wakaq.client import Client, ResponseError, Wire, pack, script
 from wakaq.keys import Keys
 from wakaq.message import Call
 from wakaq.queue import Queue
@@ -38,10 +38,10 @@ class Broker(Client):
         """Append a payload to its queue."""
         head = self._heads.get(queue.name)
         if head is None:
-            key = self.keys.queue(queue).encode()
+            key = self.keys.of(queue).queue.encode()
             head = b"*3\r\n$5\r\nRPUSH\r\n$%d\r\n%b\r\n$" % (len(key), key)
             self._heads[queue.name] = head
-        self.exchange(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
+        self.wire().call(b"%b%d\r\n%b\r\n" % (head, len(payload), payload))
 
     def enqueue_all(self, calls: Sequence[Call]) -> None:
         """Enqueue many calls in few round trips, all of them or none."""
@@ -63,19 +63,20 @@ class Broker(Client):
     def _pipe(self, pipe: Any, calls: Sequence[Call]) -> None:
         waiting: dict[str, list[bytes]] = {}
         for call in calls:
+            keys = self.keys.of(call.queue)
             if call.at is not None:
-                pipe.zadd(self.keys.eta(call.queue), {call.payload: call.at}, nx=True)
+                pipe.zadd(keys.eta, {call.payload: call.at}, nx=True)
             elif call.delay:
-                pipe.eval(source("delay"), 1, self.keys.eta(call.queue), call.payload, call.delay)
+                pipe.eval(script("delay")[0], 1, keys.eta, call.payload, call.delay)
             else:
-                waiting.setdefault(self.keys.queue(call.queue), []).append(call.payload)
+                waiting.setdefault(keys.queue, []).append(call.payload)
         for key, payloads in waiting.items():
             for start in range(0, len(payloads), PAGE):
                 pipe.rpush(key, *payloads[start : start + PAGE])
 
     def publish(self, payload: bytes) -> int:
         """Broadcast a payload; returns how many supervisors are listening."""
-        return self.client.publish(self.keys.broadcast(), payload)
+        return int(self.client.publish(self.keys.broadcast(), payload))
 
     # -- supervisors: claims -----------------------------------------------------------------------
 
@@ -100,38 +101,23 @@ class Broker(Client):
         Raises:
             TurnRefused: Nothing was done: another turn came between, or the supervisor is not registered.
         """
-        expected, number = fence or (None, 0)
-        turn = Turn(self.keys, worker_id, expected, number)
-        turn.fence()
+        turn = Turn(self.keys, worker_id, *(fence or (None, 0)))
         for settlement in settlements:
             turn.settle(settlement, self.settings.dead_letters)
         for want, lanes in wants:
             turn.claim(want, lanes)
         reply = self.run_script("turn", turn.keys, turn.args)
-        if not reply[0]:
+        if reply is None:
             raise TurnRefused
-        for error in turn.errors(reply):
+        claims, errors = turn.read(reply)
+        for error in errors:
             self.complain(error)
-        return turn.read(reply)
+        return claims
 
-    def begin_claim(self, connection: Connection, lane: Lane) -> int:
-        """Ask for the next payload of the lane's queue, for `wait_timeout` seconds; returns the socket to wait on."""
-        freshen(connection)
-        command = (
-            "BLMOVE",
-            self.keys.queue(lane.queue),
-            lane.key,
-            "LEFT",
-            "RIGHT",
-            self.settings.wait_timeout,
-        )
-        connection.send_command(*command)  # type: ignore[no-untyped-call]
-        sock: Any = connection._sock  # noqa: SLF001 - redis-py offers no other way to wait for it
-        return cast(int, sock.fileno())
-
-    def end_claim(self, connection: Connection) -> bytes | None:
-        """Read the answer: a payload, or None when the time was over."""
-        return cast("bytes | None", connection.read_response())
+    def begin_claim(self, wire: Wire, lane: Lane) -> None:
+        """Ask for the next payload of the lane's queue, for `wait_timeout` seconds: a payload, or None, will be received."""
+        source, wait = self.keys.of(lane.queue).queue, self.settings.wait_timeout
+        wire.send(pack("BLMOVE", source, lane.key, "LEFT", "RIGHT", wait))
 
     def inflight(
         self, worker_id: str, lanes: Sequence[Lane]
@@ -152,15 +138,18 @@ class Broker(Client):
 
     def promote(self, limit: int) -> tuple[int, float | None]:
         """Move due payloads to their queues; returns how many, and the seconds until the next one is due."""
-        keys = [key for q in self.queues for key in (self.keys.eta(q), self.keys.queue(q))]
-        moved, wait, *errors = self.run_script("promote", keys, [limit])
+        keys: list[str] = []
+        for queue in self.queues:
+            keys += (self.keys.of(queue).eta, self.keys.of(queue).queue)
+        reply: bytes = self.run_script("promote", keys, [limit])
+        moved, wait, *errors = reply.decode(errors="replace").split("\n")
         for error in errors:
-            self.complain(error.decode(errors="replace"))
-        return moved, float(wait) if wait else None
+            self.complain(error)
+        return int(moved), float(wait) if wait else None
 
     def subscribe(self) -> Any:
         """Return a subscription to the broadcasts, on a connection of its own."""
-        subscription = self.client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        subscription = self.client.pubsub(ignore_subscribe_messages=True)
         subscription.subscribe(self.keys.broadcast())
         return subscription
 
@@ -186,7 +175,7 @@ class Broker(Client):
 
     def registry(self) -> dict[str, bytes]:
         """Return each supervisor's entry as it is, unchecked."""
-        entries = cast("dict[bytes, bytes]", self.client.hgetall(self.keys.registry()))
+        entries = self.client.hgetall(self.keys.registry())
         return {key.decode(errors="replace"): value for key, value in entries.items()}
 
     def bury(self, worker_id: str, tombstone: str, entry: bytes) -> bool:
@@ -202,12 +191,13 @@ class Broker(Client):
 
     def rescue(self, lane: Lane, pairs: Sequence[tuple[bytes, bytes]]) -> int:
         """Requeue payloads of a dead supervisor's lane, each as its second form; returns how many were still there."""
-        keys = [lane.key, self.keys.queue(lane.queue), self.keys.stats(lane.queue)]
-        return cast(int, self.run_script("rescue", keys, [p for pair in pairs for p in pair]))
+        keys = self.keys.of(lane.queue)
+        payloads = [payload for pair in pairs for payload in pair]
+        return int(self.run_script("rescue", [lane.key, keys.queue, keys.stats], payloads))
 
     def adopt(self, lane: Lane, own: Lane, payload: bytes) -> bool:
         """Move a payload from a dead supervisor's lane to an orphan's; False if it was rescued before."""
-        keys = [lane.key, own.key, self.keys.stats(lane.queue)]
+        keys = [lane.key, own.key, self.keys.of(lane.queue).stats]
         return bool(self.run_script("rescue", keys, [payload, payload]))
 
     # -- the scheduler -----------------------------------------------------------------------------
@@ -215,11 +205,11 @@ class Broker(Client):
     def time(self) -> float:
         """Return the server's unix time in seconds."""
         seconds, microseconds = self.client.time()
-        return seconds + microseconds / 1e6
+        return float(seconds + microseconds / 1e6)
 
     def fire(self, queue: Queue, identity: str, tick: float, payload: bytes, remember: int) -> bool:
         """Enqueue one tick of a schedule; False if it was enqueued before."""
-        keys = [self.keys.cron(queue, identity), self.keys.queue(queue)]
+        keys = [self.keys.cron(queue, identity), self.keys.of(queue).queue]
         return bool(self.run_script("fire", keys, [f"{tick:.6f}", payload, remember]))
 
     def risk_of_eviction(self) -> str | None:

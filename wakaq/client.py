@@ -6,60 +6,138 @@ The only module that imports redis.
 import asyncio
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import random
+import select
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.commands.core import Script
-from redis.connection import Connection
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
 
 from wakaq.errors import ConfigError
 from wakaq.settings import Settings
 
-__all__ = [
-    "LONGEST_BACKOFF",
-    "OUTAGES",
-    "Client",
-    "Connection",
-    "RedisError",
-    "ResponseError",
-    "backoff",
-    "freshen",
-    "source",
-]
-
 # Redis is away, or is there and cannot serve now: it heals without us, and nothing is to be given up meanwhile.
 OUTAGES = (
     redis.ConnectionError,
     redis.TimeoutError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
+    ReadOnlyError,
+    OutOfMemoryError,
     redis.exceptions.MasterDownError,
 )
-_REFUSALS = {
-    "-READONLY ": redis.exceptions.ReadOnlyError,
-    "-OOM ": redis.exceptions.OutOfMemoryError,
-}
 RedisError = redis.RedisError
+ResponseError = redis.ResponseError
+
 LONGEST_BACKOFF = 1.5  # seconds; work is to go on within two once Redis is back
 MOST_CONNECTIONS = 16  # of one event loop
-ResponseError = redis.ResponseError
 COMPLAIN_EVERY = 60.0  # seconds between two logs of one error
 MOST_COMPLAINTS = 1_000
+CHUNK = 1 << 16
 
 logger = logging.getLogger("wakaq.broker")
+
+
+class Wire:
+    """A connection for the few hot commands, which are packed and read here: redis-py would take longer than all the rest.
+
+    For one thread at a time. redis-py connects it, with TLS and authentication, and names the errors.
+    """
+
+    def __init__(self, client: Any) -> None:
+        pool = client.connection_pool
+        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
+        self._poll = select.poll()
+        self._used_at = 0.0
+        self._is_owed = False  # whether a reply is still to come, also after an exception anywhere
+
+    def fileno(self) -> int:
+        return int(self._connection._sock.fileno())  # noqa: SLF001 - there is no other way to it
+
+    def send(self, command: bytes) -> None:
+        """Send a packed command, on a new connection if this one is gone: later, nobody could tell what was executed."""
+        connection, now = self._connection, time.monotonic()
+        try:
+            # The next command must not read the reply to one that a SoftTimeout, say, interrupted.
+            was_owed, self._is_owed = self._is_owed, True
+            if connection._sock is not None and (was_owed or self._is_gone(now)):  # noqa: SLF001
+                self.close()
+            if connection._sock is None:  # noqa: SLF001
+                connection.connect()
+                self._poll.register(self.fileno(), select.POLLIN)
+            self._used_at = now
+            connection._sock.sendall(command)  # noqa: SLF001
+        except OSError as error:
+            self._fail(error)
+
+    def _is_gone(self, now: float) -> bool:
+        """Whether the server closed the connection, or does not answer after a long time in which nothing was sent."""
+        if self._poll.poll(0):
+            return True
+        if now - self._used_at > self._connection.health_check_interval > 0:
+            try:
+                self._connection.check_health()
+            except (redis.ConnectionError, redis.TimeoutError):
+                return True
+        return False
+
+    def receive(self) -> Any:
+        """Return the reply: an int, bytes, or None.
+
+        Raises:
+            redis.ResponseError: The server refused the command.
+        """
+        try:
+            reply = self._more()
+            while b"\r\n" not in reply:
+                reply += self._more()
+            line, _, rest = reply.partition(b"\r\n")
+            if line[:1] == b"$" and line != b"$-1":
+                size = int(line[1:])
+                parts, missing = [rest], size + 2 - len(rest)
+                while missing > 0:
+                    parts.append(self._more())
+                    missing -= len(parts[-1])
+                reply = b"".join(parts)[:size]
+        except OSError as error:
+            self._fail(error)
+        self._is_owed = False
+        if line[:1] == b"$" and line != b"$-1":
+            return reply
+        if line[:1] == b"-":
+            raise self._connection._parser.parse_error(line[1:].decode(errors="replace"))  # noqa: SLF001
+        return int(line[1:]) if line[:1] == b":" else None
+
+    def call(self, command: bytes) -> Any:
+        """Send a packed command; return the reply."""
+        self.send(command)
+        return self.receive()
+
+    def close(self) -> None:
+        if self._connection._sock is not None:  # noqa: SLF001
+            self._poll = select.poll()
+            self._connection.disconnect()
+
+    def _more(self) -> bytes:
+        part: bytes = self._connection._sock.recv(CHUNK)  # noqa: SLF001
+        if not part:
+            raise ConnectionResetError("the server closed the connection")
+        return part
+
+    def _fail(self, error: OSError) -> NoReturn:
+        self.close()
+        if isinstance(error, TimeoutError):
+            raise redis.TimeoutError(f"no answer from Redis: {error}") from error
+        raise redis.ConnectionError(str(error)) from error
 
 
 class Client:
@@ -71,12 +149,12 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.client: redis.Redis = _connect(redis.Redis, Retry(NoBackoff(), 0), settings)
+        self.client: Any = _connect(redis.Redis, Retry(NoBackoff(), 0), settings)
         # Event loop -> its own client, the gate to its connections, and what closes it with the loop.
         self._async_clients: dict[Any, tuple[Any, asyncio.Semaphore, Any]] = {}
         self._local = threading.local()
-        self._scripts: dict[str, Script] = {}
         self._complaints: dict[str, float] = {}  # error -> when to log it again
+        self.refusals = 0  # how many there were
 
     @contextlib.asynccontextmanager
     async def async_client(self) -> AsyncGenerator[Any, None]:
@@ -86,8 +164,7 @@ class Client:
             for other in list(self._async_clients):
                 if other.is_closed():
                     self._async_clients.pop(other, None)
-            retry = AsyncRetry(NoBackoff(), 0)
-            client = _connect(redis.asyncio.Redis, retry, self.settings)
+            client = _connect(redis.asyncio.Redis, AsyncRetry(NoBackoff(), 0), self.settings)
             keeper = _close_with_loop(client)
             gate = asyncio.Semaphore(MOST_CONNECTIONS)
             self._async_clients[loop] = client, gate, keeper
@@ -96,47 +173,34 @@ class Client:
         async with gate:
             yield client
 
-    def connection(self) -> Connection:
-        """Return a connection outside the pool, not connected yet."""
-        pool = self.client.connection_pool
-        connection: Connection = pool.connection_class(**pool.connection_kwargs)
-        return connection
-
-    def exchange(self, command: bytes) -> Any:
-        """Send a packed command on this thread's own connection, without the pool's locks; returns the reply."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None or self._local.pid != os.getpid():
-            connection = self.connection()
-            self._local.connection, self._local.pid = connection, os.getpid()
-        freshen(connection)
-        try:
-            connection.send_packed_command((command,))
-            return connection.read_response()
-        except redis.ResponseError:
-            raise
-        except BaseException:
-            # Also a SoftTimeout between command and reply: the next command must not read this one's reply.
-            connection.disconnect()
-            raise
+    def wire(self) -> Wire:
+        """Return this thread's own wire."""
+        local = self._local
+        if getattr(local, "pid", None) != os.getpid():
+            local.wire, local.pid = Wire(self.client), os.getpid()
+        return local.wire  # type: ignore[no-any-return]
 
     def run_script(self, name: str, keys: Sequence[str], args: Sequence[object]) -> Any:
-        """Call a script, packed by us: a client's way there costs more than all the rest."""
-        command = _pack("EVALSHA", self.script(name).sha, len(keys), *keys, *args)
+        """Call a script, on this thread's wire; it returns an int, a string or nil."""
+        source, sha = script(name)
+        wire = self.wire()
+        command = pack("EVALSHA", sha, len(keys), *keys, *args)
         try:
-            return self.exchange(command)
-        except redis.exceptions.NoScriptError:
+            return wire.call(command)
+        except NoScriptError:
             # A new server, or SCRIPT FLUSH: nothing was executed.
-            self.client.script_load(source(name))
-            return self.exchange(command)
+            wire.call(pack("SCRIPT", "LOAD", source))
+            return wire.call(command)
         except redis.ResponseError as error:
             # Redis 6.2 wraps what a command in a script was refused for.
-            for mark, kind in _REFUSALS.items():
+            for mark, kind in (("-READONLY ", ReadOnlyError), ("-OOM ", OutOfMemoryError)):
                 if mark in str(error):
                     raise kind(str(error)) from error
             raise
 
     def complain(self, error: str) -> None:
         """Log what Redis refuses, such as a key of a wrong type: not with every call that meets it."""
+        self.refusals += 1
         now = time.monotonic()
         if now >= self._complaints.get(error, 0.0):
             if len(self._complaints) > MOST_COMPLAINTS:
@@ -144,49 +208,23 @@ class Client:
             self._complaints[error] = now + COMPLAIN_EVERY
             logger.error("Redis refuses: %s", error)
 
-    def script(self, name: str) -> Script:
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self.client.register_script(source(name))
-        return script
-
     def ping(self) -> None:
         self.client.ping()
 
     def close(self) -> None:
-        """Close the connections, of other threads all but those that `exchange` made: these end with their threads."""
+        """Close the connections; other threads' wires end with their threads."""
         self.client.close()
-        if (connection := getattr(self._local, "connection", None)) is not None:
-            connection.disconnect()
+        if (wire := getattr(self._local, "wire", None)) is not None:
+            wire.close()
 
 
-def _pack(*arguments: object) -> bytes:
+def pack(*arguments: object) -> bytes:
     """Return a command as the server reads it."""
     parts = [b"*%d\r\n" % len(arguments)]
     for argument in arguments:
         data = argument if isinstance(argument, bytes) else str(argument).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
-
-
-def freshen(connection: Any) -> None:
-    """Find out that the server closed a connection while it lay idle, before anything is sent on it.
-
-    Later, nobody could tell whether the command was executed.
-    """
-    try:
-        if connection.can_read():
-            connection.disconnect()
-    except redis.ConnectionError:
-        connection.disconnect()
-
-
-async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
-    """Close a client when its event loop ends, which closes the generators that were begun on it."""
-    try:
-        yield
-    finally:
-        await client.aclose()
 
 
 def backoff(failures: int) -> float:
@@ -196,9 +234,18 @@ def backoff(failures: int) -> float:
 
 
 @functools.cache
-def source(name: str) -> str:
-    """Return the text of a script."""
-    return (resources.files("wakaq") / "lua" / f"{name}.lua").read_text("utf-8")
+def script(name: str) -> tuple[bytes, str]:
+    """Return the text of a script, and how the server names it."""
+    text = (resources.files("wakaq") / "lua" / f"{name}.lua").read_bytes()
+    return text, hashlib.sha1(text, usedforsecurity=False).hexdigest()
+
+
+async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
+    """Close a client when its event loop ends, which closes the generators that were begun on it."""
+    try:
+        yield
+    finally:
+        await client.aclose()
 
 
 def _connect(kind: Any, retry: Any, settings: Settings) -> Any:

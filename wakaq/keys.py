@@ -19,42 +19,46 @@ key                                    type    contents                         
 =====================================  ======  =============================================  =====================
 """
 
+from typing import NamedTuple
+
 from wakaq.queue import Queue
 
 
+class QueueKeys(NamedTuple):
+    """The keys of one queue, but for those that name a supervisor or a schedule."""
+
+    queue: str
+    eta: str
+    dead: str
+    stats: str
+
+
 class Keys:
-    """Builds keys under one prefix."""
+    """Spells keys under one prefix."""
 
     def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+        self._prefix = prefix
+        self._known: dict[str, QueueKeys] = {}
 
-    def _key(self, kind: str, queue: Queue, *rest: object) -> str:
-        parts = (queue.prefix or self.prefix, kind, queue.name, *map(str, rest))
-        return ":".join(part for part in parts if part)
-
-    def queue(self, queue: Queue) -> str:
-        return self._key("", queue)
-
-    def eta(self, queue: Queue) -> str:
-        return self._key("eta", queue)
+    def of(self, queue: Queue) -> QueueKeys:
+        keys = self._known.get(queue.name)
+        if keys is None:
+            prefix, name = queue.prefix or self._prefix, queue.name
+            kinds = (f"{prefix}:{kind}:{name}" for kind in ("eta", "dead", "stats"))
+            keys = self._known[name] = QueueKeys(f"{prefix}:{name}", *kinds)
+        return keys
 
     def inflight(self, queue: Queue, worker_id: str, lane: int) -> str:
-        return self._key("inflight", queue, worker_id, lane)
-
-    def dead(self, queue: Queue) -> str:
-        return self._key("dead", queue)
-
-    def stats(self, queue: Queue) -> str:
-        return self._key("stats", queue)
+        return f"{queue.prefix or self._prefix}:inflight:{queue.name}:{worker_id}:{lane}"
 
     def cron(self, queue: Queue, identity: str) -> str:
-        return self._key("cron", queue, identity)
+        return f"{queue.prefix or self._prefix}:cron:{queue.name}:{identity}"
 
     def registry(self) -> str:
-        return f"{self.prefix}:registry:workers"
+        return f"{self._prefix}:registry:workers"
 
     def turns(self) -> str:
-        return f"{self.prefix}:registry:turns"
+        return f"{self._prefix}:registry:turns"
 
     def broadcast(self) -> str:
-        return f"{self.prefix}-broadcast"
+        return f"{self._prefix}-broadcast"

@@ -139,7 +139,7 @@ def test_sigusr1_shows_every_workers_stacks_and_ends_nothing(start, redis, event
     pids = worker.workers(2)
     worker.process.send_signal(signal.SIGUSR1)
 
-    eventually(lambda: worker.log.count("Stacks of worker") == 2)
+    eventually(lambda: worker.log.count("Stacks of Worker") == 2)
     assert "in nap" in worker.log
     assert popped(redis, 1) == ["one"]
     assert worker.workers(2) == pids

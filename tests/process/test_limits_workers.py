@@ -81,19 +81,21 @@ def test_a_worker_retires_after_exactly_so_many_tasks(start, redis, most):
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_retiring_worker_leaves_no_gap(start, redis, eventually, most):
+def test_a_retiring_worker_leaves_no_gap_and_is_never_one_too_many(start, redis, eventually, most):
     worker = start(SINGLE.replace("wait_timeout", f"max_tasks_per_worker={most}, wait_timeout"))
     for number in range(1, most):
         worker.app.note.delay(number)
-    worker.app.nap.delay(60, "last")
+    worker.app.nap.delay(1, "last")
     popped(redis, 1, "started")
-
-    # The next one is there, and takes work, while the last task of the old one still runs.
     worker.app.note.delay("next")
-    done = popped(redis, most)
-    assert done[-1][1] == "next"
-    # Besides these, one whose only task was "next" may be about to exit.
-    eventually(lambda: len(worker.workers(2)) == 2)
+
+    # The next one is there, but begins when the last task of the old one has ended: concurrency is a promise, too.
+    worker.workers(2)
+    assert redis.llen("done") == most - 1
+    done = popped(redis, most + 1)
+    assert [name for _, name in done[-2:]] == ["last", "next"]
+    assert done[-1][0] != done[-2][0]
+    eventually(lambda: "Worker 1 (pid" in worker.log)
 
 
 def test_retiring_workers_lose_nothing_under_load(start, redis):
@@ -151,7 +153,7 @@ def test_a_leaking_task_is_caught_at_the_threshold_and_others_go_on(start, redis
     eventually(lambda: "is killed" in worker.log, within=5)
     eventually(lambda: redis.llen("wakaq:dead:default") == 1)
     assert re.search(
-        rf"worker \d \(pid {pids['leak']}, \d{{3,4}} MB\), running leak\(goes_on=True\), is killed",
+        rf"Worker \d \(pid {pids['leak']}\), \d{{3,4}} MB, running leak\(goes_on=True\), is killed",
         worker.log,
     )
     assert b"it took too much memory, 1 times in all" in redis.lindex("wakaq:dead:default", 0)

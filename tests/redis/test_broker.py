@@ -9,6 +9,7 @@ import redis as redis_py
 
 from wakaq import ConfigError, WakaQ
 from wakaq.broker import Broker
+from wakaq.client import Wire
 from wakaq.keys import Keys
 from wakaq.message import Call
 from wakaq.queue import Queue
@@ -121,10 +122,12 @@ def test_a_url_that_cannot_be_used_is_a_config_error():
 def test_keys_are_those_that_the_siblings_use():
     keys, queue = Keys("wakaq"), Queue("emails")
 
-    assert keys.queue(queue) == "wakaq:emails"
-    assert keys.eta(queue) == "wakaq:eta:emails"
-    assert keys.dead(queue) == "wakaq:dead:emails"
-    assert keys.stats(queue) == "wakaq:stats:emails"
+    assert keys.of(queue) == (
+        "wakaq:emails",
+        "wakaq:eta:emails",
+        "wakaq:dead:emails",
+        "wakaq:stats:emails",
+    )
     assert keys.inflight(queue, "id", 3) == "wakaq:inflight:emails:id:3"
     assert keys.broadcast() == "wakaq-broadcast"
     assert keys.registry() == REGISTRY
@@ -134,7 +137,7 @@ def test_keys_are_those_that_the_siblings_use():
 def test_a_queue_may_have_a_prefix_of_its_own():
     queue = Queue("emails", prefix="shop")
 
-    assert Keys("wakaq").queue(queue) == "shop:emails"
+    assert Keys("wakaq").of(queue).queue == "shop:emails"
     assert Keys("wakaq").inflight(queue, "id", 0) == "shop:inflight:emails:id:0"
 
 
@@ -198,15 +201,12 @@ def test_a_lane_of_a_wrong_type_is_logged_and_counts_as_empty(broker, redis, lan
 
 def test_a_claim_that_waits_gets_what_comes(broker, low, redis, lanes):
     lane = lanes(0)[1]
-    connection = broker.connection()
-    try:
-        broker.begin_claim(connection, lane)
-        assert broker.end_claim(connection) is None
-        broker.begin_claim(connection, lane)
+    with contextlib.closing(Wire(broker.client)) as wire:
+        broker.begin_claim(wire, lane)
+        assert wire.receive() is None
+        broker.begin_claim(wire, lane)
         broker.enqueue(low, b"a")
-        assert broker.end_claim(connection) == b"a"
-    finally:
-        connection.disconnect()
+        assert wire.receive() == b"a"
     assert redis.lrange(lane.key, 0, -1) == [b"a"]
 
 

@@ -185,24 +185,48 @@ def test_a_new_name_starts_with_new_lanes_and_turns(ledger, line, redis):
     assert redis.keys("wakaq:inflight:low:me:*") == []
 
 
-def test_in_doubt_nothing_is_claimed_until_the_server_was_asked(ledger):
-    assert not ledger.holds_watchers(100.0)
+def test_in_doubt_the_server_is_asked_soon_then_from_time_to_time_then_rarely(ledger):
+    assert ledger.compare_at == 0.0  # what an earlier life left is looked for at once
+    compare(ledger, now=50.0)
+    assert ledger.compare_at == 50.0 + INTERVAL
+    assert not ledger.is_haunted(50.0)
     ledger.doubt(100.0)
 
-    assert ledger.holds_watchers(100.0)
+    assert ledger.is_in_doubt
     assert 100.0 < ledger.compare_at < 100.2
     compare(ledger, now=100.05)
-    # A watcher's call may be executed until its time is over: twice 0.1 s.
-    assert ledger.holds_watchers(100.1)
-    assert ledger.compare_at == pytest.approx(100.2)
-    compare(ledger, now=100.3)
-    assert not ledger.holds_watchers(100.4)
-    # From time to time while a cut call may still come, then rarely.
-    assert ledger.compare_at == pytest.approx(100.3 + LOOK_EVERY)
-    assert ledger.holds_watchers(ledger.compare_at - 0.1)
+    assert not ledger.is_in_doubt
+    # A call that was cut off may still be executed.
+    assert ledger.is_haunted(100.05)
+    assert ledger.compare_at == 100.05 + LOOK_EVERY
+    assert ledger.is_haunted(99.9 + HAUNTED)
+    assert not ledger.is_haunted(100.0 + HAUNTED)
     compare(ledger, now=101.0 + HAUNTED)
-    assert ledger.compare_at == pytest.approx(101.0 + HAUNTED + INTERVAL)
-    assert not ledger.holds_watchers(ledger.compare_at - 0.1)
+    assert ledger.compare_at == 101.0 + HAUNTED + INTERVAL
+
+
+def test_in_doubt_nothing_counts_as_settled(ledger):
+    compare(ledger)
+    assert ledger.is_settled
+    ledger.doubt(100.0)
+    assert not ledger.is_settled
+    compare(ledger)
+    assert ledger.is_settled
+    ledger.look()
+
+    assert not ledger.is_settled
+    assert ledger.compare_at == 0.0
+
+
+def test_a_stray_that_comes_after_the_comparison_is_found_by_the_next(ledger, redis):
+    ledger.doubt(100.0)
+    compare(ledger)
+    redis.rpush(LANE, "late")
+    compare(ledger, now=115.0)
+    ledger.turn([])
+
+    assert redis.lrange(LOW, 0, -1) == [b"late"]
+    assert redis.llen(LANE) == 0
 
 
 def test_doubts_in_a_row_wait_ever_longer(ledger):

@@ -1,6 +1,7 @@
 """The supervisor's record of a worker, around a process that only sleeps; what it is told to do is done for real."""
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -16,14 +17,14 @@ from wakaq.supervisor.child import Child
 from wakaq.turn import Claim, Lane
 
 # Shared memory is kept for the next one who asks, with its descriptors: have enough of it before the check for leaks.
-RawArray("d", 1 << 17)
+RawArray("d", 1 << 18)
 
 
 class Sleeper:
     """What a Child needs of a process, in a group of its own."""
 
-    def __init__(self):
-        self._popen = subprocess.Popen(["sleep", "60"], process_group=0)
+    def __init__(self, command=("sleep", "60")):
+        self._popen = subprocess.Popen(command, process_group=0)
         self.pid = self._popen.pid
         self.sentinel = -1
 
@@ -42,6 +43,11 @@ class Sleeper:
 
 class Record(Child):
     """A Child with the worker's end of its channel, and short ways to a state."""
+
+    serial = 0
+
+    def __hash__(self):
+        return self.serial  # so that a set of them has the same order in every run
 
     def __init__(self, number, process, queues):
         ours, theirs = socket.socketpair()
@@ -90,11 +96,13 @@ def app():
 
 @pytest.fixture
 def make_child(app):
-    """`make_child(number)` returns a ready `Record`."""
+    """`make_child(number)` returns a ready `Record`; its process runs a command that lasts."""
+    serials = itertools.count()
     with contextlib.ExitStack() as stack:
 
-        def make(number=1):
-            child = Record(number, Sleeper(), app.queues)
+        def make(number=1, *command):
+            child = Record(number, Sleeper(command) if command else Sleeper(), app.queues)
+            child.serial = next(serials)
             stack.callback(child.discard)
             return child
 

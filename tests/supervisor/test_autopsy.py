@@ -1,13 +1,15 @@
-"""What becomes of what a dead worker had."""
+"""What becomes of what a dead worker had, and what is told of its end."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from wakaq.frames import FINISHED, FREE, STARTED
 from wakaq.letters import Letter
 from wakaq.message import Message
-from wakaq.supervisor.autopsy import HARD, SHUTDOWN, grouped, running_tasks, settle
+from wakaq.supervisor import autopsy
+from wakaq.supervisor.autopsy import HARD, SHUTDOWN, describe_end, grouped, settle
 from wakaq.supervisor.child import Death
 from wakaq.turn import Claim
 
@@ -110,13 +112,7 @@ def test_a_garbled_payload_ends_nothing(child):
     (settlement,) = settle(child, 2, "me")
 
     assert settlement.action == "requeue"
-    assert running_tasks(child) == [(slot, r"b'\xff'")]
-
-
-def test_running_tasks_are_told_as_calls(child):
-    (slot, _) = child.run("a", "b")
-
-    assert running_tasks(child) == [(slot, "a()")]
+    assert child.describe_running() == r"b'\xff'"
 
 
 def test_neighbours_in_one_lane_are_grouped(child):
@@ -128,3 +124,32 @@ def test_neighbours_in_one_lane_are_grouped(child):
         (high, [b"3"]),
         (low, [b"4"]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (0, "exited with status 0"),
+        (3, "exited with status 3"),
+        (-11, "was killed by SIGSEGV"),
+        (-40, "was killed by signal 40"),
+        (255, "ended, nobody knows how"),
+        (None, "ended, nobody knows how"),
+    ],
+)
+def test_a_status_is_said_as_people_say_it(child, status, said):
+    assert f"Worker 1 (pid {child.pid}) {said} after " in describe_end(child, status)
+
+
+def test_an_end_is_one_sentence_of_what_is_known(child, monkeypatch):
+    child.spawned_at = 100.0
+    monkeypatch.setattr(autopsy, "time", SimpleNamespace(monotonic=lambda: 112.34))
+    assert describe_end(child, 0) == f"Worker 1 (pid {child.pid}) exited with status 0 after 12.3 s"
+    child.death = Death("it took too much memory")
+    child.victims = "a(), b()"
+    child.rss = 123_999_999
+
+    assert describe_end(child, -9) == (
+        f"Worker 1 (pid {child.pid}) was killed by SIGKILL after 12.3 s, by us, because of: it took"
+        " too much memory, while it ran a(), b(), last seen with 123 MB"
+    )

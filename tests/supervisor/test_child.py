@@ -1,11 +1,11 @@
-"""How much a worker is given, and how it is killed."""
+"""How much a worker is given, what is told of it, and how it is killed."""
 
 import os
 import signal
 
 import pytest
 
-from wakaq.frames import ASSIGNED, SLOTS
+from wakaq.frames import ASSIGNED, FINISHED, SLOTS, STARTED
 from wakaq.supervisor.child import LONG, MOST_AHEAD, Death
 
 
@@ -133,3 +133,50 @@ def test_a_signal_reaches_the_worker(child):
     assert child.reap() == -signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(child.pid, 0)
+
+
+def test_a_worker_serves_when_it_is_ready_and_the_first_of_its_number_and_stays(child):
+    assert child.can_serve
+    assert child.is_idle
+    for name, value in (("is_ready", False), ("is_first", False), ("is_retiring", True)):
+        setattr(child, name, value)
+        assert not child.can_serve, name
+        assert not child.is_idle, name
+        setattr(child, name, not value)
+
+    assert child.can_serve
+
+
+# -- what is told of it ----------------------------------------------------------------------------
+
+
+def test_a_worker_is_told_by_its_number_and_its_pid(child):
+    assert str(child) == f"Worker 1 (pid {child.pid})"
+
+
+def test_what_runs_is_told_as_calls_with_the_moment_of_their_start(child):
+    (slot, _) = child.run("a", "b", now=100.0)
+    (beside, waits) = child.have("c", "d", is_async=True)
+    child.async_slots[beside] = 103.0
+    child.progress.states[beside] = STARTED
+
+    assert list(child.running()) == [(slot, 100.0, "a()"), (beside, 103.0, "c()")]
+    assert child.describe_running() == "a(), c()"
+    child.progress.states[slot] = FINISHED
+    child.take_back([waits])
+    assert child.describe_running() == "c()"
+    child.take_back([beside])
+    assert child.describe_running() == ""
+
+
+def test_stacks_are_those_that_were_asked_for_last(child):
+    signals = []
+    child.signal = signals.append
+    os.write(child.stacks_fd, b"what was written for somebody else")
+    child.ask_for_stacks()
+    assert signals == [signal.SIGUSR1]
+    assert child.read_stacks() == ""
+    os.write(child.stacks_fd, b"in time.sleep\xff")
+
+    # However often: to read does not move where the worker writes.
+    assert child.read_stacks() == child.read_stacks() == "in time.sleep\ufffd"

@@ -4,9 +4,10 @@ import pytest
 
 from wakaq.frames import Assign, Recall, Stop
 from wakaq.supervisor.child import LONG
-from wakaq.supervisor.crew import SERVED_AT_ONCE, Crew
+from wakaq.supervisor.crew import MOST_IN_TURN, Crew
 from wakaq.turn import Claim, Settlement
 
+NEVER = float("inf")  # a moment at which everything is due
 SYNC, ASYNC = b'{"name": "sync"}', b'{"name": "coroutine"}'
 
 
@@ -57,9 +58,9 @@ def test_those_with_least_to_do_come_first(crew, make_child):
 
 
 def test_not_all_of_many_claim_in_one_turn(crew, make_child):
-    join(crew, *(make_child(number) for number in range(1, SERVED_AT_ONCE + 3)))
+    join(crew, *(make_child(number) for number in range(1, MOST_IN_TURN + 3)))
 
-    assert len(crew.wants(0.0)) == SERVED_AT_ONCE
+    assert len(crew.wants(0.0)) == MOST_IN_TURN
 
 
 def test_workers_that_boot_retire_or_are_full_want_nothing(crew, make_child):
@@ -103,23 +104,6 @@ def test_what_nobody_can_take_is_returned(crew, child, sent):
 
     assert crew.distribute(claims) == claims
     assert sent == []
-
-
-def test_the_newest_of_one_number_is_the_one(crew, make_child, sent):
-    _, new = join(crew, make_child(1), make_child(1))
-    crew.distribute([Claim(new.lanes[1], b"1")])
-
-    assert len(new.assigned) == 1
-    assert len(sent) == 1
-
-
-def test_an_old_one_that_leaves_takes_nothing_from_its_successor(crew, make_child, sent):
-    old, new = join(crew, make_child(1), make_child(1))
-    crew.leave(old)
-    crew.distribute([Claim(new.lanes[1], b"1")])
-
-    assert len(new.assigned) == 1
-    assert len(sent) == 1
 
 
 def test_what_waits_behind_a_long_task_is_asked_back_once(crew, child, sent):
@@ -169,8 +153,8 @@ def relays(sent):
 def test_a_broadcast_goes_to_an_idle_worker_as_urgent(crew, make_child, sent):
     busy, _ = join(crew, make_child(1), make_child(2))
     busy.have("a")
-    crew.relay_later(SYNC, 0.0)
-    crew.relay(float("inf"))
+    crew.relay_later(SYNC)
+    crew.relay(NEVER)
 
     assert relays(sent) == [(2, [SYNC])]
     ((_, frame),) = sent
@@ -181,25 +165,68 @@ def test_where_all_are_busy_the_first_to_be_free_gets_it_once(crew, make_child, 
     one, two = join(crew, make_child(1), make_child(2))
     one.have("a")
     two.have("b")
-    crew.relay_later(SYNC, 0.0)
-    crew.relay(float("inf"))
+    crew.relay_later(SYNC)
+    crew.relay(NEVER)
     assert sent == []
-    crew.give_relay(two)
-    crew.give_relay(one)
+    crew.give_relay(two, NEVER)
+    crew.give_relay(one, NEVER)
 
     assert relays(sent) == [(2, [SYNC])]
+
+
+def test_several_broadcasts_go_one_to_each_idle_worker_in_their_order(crew, make_child, sent):
+    join(crew, make_child(1), make_child(2))
+    for payload in (b"1", b"2", b"3"):
+        crew.relay_later(payload)
+    crew.relay(NEVER)
+    assert sorted(payload for _, (payload,) in relays(sent)) == [b"1", b"2"]
+    assert {number for number, _ in relays(sent)} == {1, 2}
+    (child,) = (child for child in crew.children if child.number == 1)
+    child.take_back(list(child.assigned))
+    crew.give_relay(child, NEVER)
+
+    assert relays(sent)[2:] == [(1, [b"3"])]
+
+
+def test_an_async_broadcast_goes_to_a_busy_worker_too_past_a_sync_one_that_waits(
+    mixed, child, sent
+):
+    join(mixed, child)
+    child.have("sync")
+    mixed.relay_later(SYNC)
+    mixed.relay_later(ASYNC)
+    mixed.relay(NEVER)
+
+    assert relays(sent) == [(1, [ASYNC])]
+    assert len(child.async_slots) == 1
+    mixed.give_relay(child, NEVER)
+    assert relays(sent)[1:] == [(1, [SYNC])]
+
+
+def test_no_broadcast_goes_to_a_worker_that_cannot_serve(crew, child, sent):
+    child.is_ready = False
+    join(crew, child)
+    crew.relay_later(SYNC)
+    crew.relay(NEVER)
+    crew.give_relay(child, NEVER)
+    assert sent == []
+    child.is_ready = True
+    crew.relay(NEVER)
+
+    assert relays(sent) == [(1, [SYNC])]
 
 
 def test_a_delayed_broadcast_waits_for_its_time(crew, child, sent):
     join(crew, child)
     crew.relay_later(SYNC, 1_000.0)
-    (due,) = crew.next_relay_at()
+    (due,) = crew.next_moments(0.0)
     crew.relay(due - 0.1)
+    crew.give_relay(child, due - 0.1)
     assert sent == []
     crew.relay(due)
 
     assert relays(sent) == [(1, [SYNC])]
-    assert crew.next_relay_at() == []
+    assert crew.next_moments(0.0) == []
 
 
 @pytest.mark.parametrize(
@@ -208,6 +235,7 @@ def test_a_delayed_broadcast_waits_for_its_time(crew, child, sent):
         ("requeue", b"", SYNC),
         ("redeliver", b"new", b"new"),
         ("retry", b"new", b"new"),
+        ("delay", b"new", b"new"),
         ("done", b"", None),
         ("dead", b"letter", None),
     ],
@@ -216,6 +244,23 @@ def test_a_broadcast_is_settled_here(crew, child, sent, case):
     action, new, again = case
     join(crew, child)
     crew.settle_relay(Settlement(None, action, [SYNC], new))
-    crew.relay(float("inf"))
+    crew.relay(NEVER)
 
     assert relays(sent) == ([(1, [again])] if again else [])
+
+
+def test_a_broadcast_that_is_delayed_again_waits(crew, child, sent):
+    join(crew, child)
+    crew.settle_relay(Settlement(None, "delay", [SYNC], b"new", 1_000.0))
+    (due,) = crew.next_moments(0.0)
+    crew.relay(due - 1.0)
+    assert sent == []
+    crew.relay(due)
+
+    assert relays(sent) == [(1, [b"new"])]
+
+
+def test_a_broadcast_that_is_given_up_is_named_in_the_log(crew, caplog):
+    crew.settle_relay(Settlement(None, "dead", [SYNC], b"letter"))
+
+    assert "Broadcast sync() is given up, and leaves no dead letter" in caplog.text

@@ -7,7 +7,7 @@ import pytest
 
 from wakaq.supervisor.autopsy import HARD
 from wakaq.supervisor.child import Death
-from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.service import Outage
 from wakaq.supervisor.timeouts import Timeouts, overdue
 
 

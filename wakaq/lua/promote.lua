@@ -1,12 +1,11 @@
 -- Moves delayed payloads that are due to the front of their queues, the one due first foremost.
 -- KEYS     delayed (zset), queue (list), …    pairs
 -- ARGV[1]  how many payloads at most, over all queues
--- Returns {how many were moved, seconds until the next is due as a string, or '' if none waits, error…}. A key of a wrong
--- type is an error, and what was to be moved stays where it was: the other queues go on.
+-- Returns lines: how many were moved, seconds until the next is due ('' if none waits), and errors. A key of a wrong type
+-- is an error, and what was to be moved stays where it was: the other queues go on.
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
-local left, next_due, errors = tonumber(ARGV[1]), nil, {}
-local moved = 0
+local left, moved, next_due, errors = tonumber(ARGV[1]), 0, nil, {}
 
 local function promote(delayed, queue)
   -- A write that frees memory comes first, here of nothing: after it, a server that is out of memory lets the script
@@ -34,4 +33,5 @@ for i = 1, #KEYS, 2 do
     errors[#errors + 1] = KEYS[i] .. ': ' .. text
   end
 end
-return {moved, next_due and string.format('%.6f', math.max(next_due - now, 0)) or '', unpack(errors)}
+local wait = next_due and string.format('%.6f', math.max(next_due - now, 0)) or ''
+return table.concat({moved, wait, unpack(errors)}, '\n')

@@ -1,20 +1,21 @@
-"""Decides what becomes of the payloads of a worker that died. Pure: reads the record, returns settlements.
+"""Says how a worker ended, and what becomes of the payloads it had. Pure: reads the record, returns settlements.
 
 Not for noticing a death (dispatcher), nor for causing one (timeouts, memory, heartbeat).
 """
 
-from collections.abc import Iterable
-from itertools import groupby
+import signal
+import time
 
 from wakaq.errors import NotAMessage
 from wakaq.frames import FINISHED, STARTED
 from wakaq.letters import HARD_TIMEOUT, REDELIVERED, Letter
-from wakaq.message import Message, describe, recount
+from wakaq.message import Message, recount
 from wakaq.supervisor.child import Child
-from wakaq.turn import Claim, Settlement
+from wakaq.turn import Claim, Settlement, grouped
 
 HARD = "hard timeout"  # reasons of a Death
 SHUTDOWN = "shutdown"
+_LOST_STATUS = 255  # what multiprocessing tells when the fork server, which knew, is gone
 
 
 def settle(child: Child, max_redeliveries: int, worker: str) -> list[Settlement]:
@@ -32,38 +33,42 @@ def settle(child: Child, max_redeliveries: int, worker: str) -> list[Settlement]
     return [*grouped("done", finished), *reversed(grouped("requeue", waiting)), *reversed(running)]
 
 
-def grouped(action: str, claims: Iterable[Claim]) -> list[Settlement]:
-    """Settle claims in one way; neighbours in one lane together."""
-    lanes = groupby(claims, key=lambda claim: claim.lane)
-    return [Settlement(lane, action, [claim.payload for claim in group]) for lane, group in lanes]
+def describe_end(child: Child, status: int | None) -> str:
+    """Return a worker's end in one sentence: pid, cause, how long it lived, what it was running, its memory."""
+    parts = [f"{child} {_cause(status)} after {time.monotonic() - child.spawned_at:.1f} s"]
+    if child.death:
+        parts.append(f"by us, because of: {child.death.reason}")
+    if child.victims:
+        parts.append(f"while it ran {child.victims}")
+    if child.rss:
+        parts.append(f"last seen with {child.rss // 1_000_000} MB")
+    return ", ".join(parts)
 
 
-def running_tasks(child: Child) -> list[tuple[int, str]]:
-    """Return slot and name of each task that the worker is running; any thread may ask."""
-    slots = [slot for slot in list(child.assigned) if child.progress.states[slot] == STARTED]
-    claims = [(slot, child.assigned.get(slot)) for slot in slots]
-    return [(slot, describe(claim.payload)) for slot, claim in claims if claim is not None]
+def _cause(status: int | None) -> str:
+    if status is None or status == _LOST_STATUS:
+        return "ended, nobody knows how"
+    if status >= 0:
+        return f"exited with status {status}"
+    known = -status in set(signal.Signals)
+    return f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
 
 
 def _judge(child: Child, slot: int, claim: Claim, max_redeliveries: int, worker: str) -> Settlement:
     lane, payload = claim
+    requeue = Settlement(lane, "requeue", [payload])
     death = child.death
     if death and death.reason == HARD:
-        if death.slot == slot and death.deadline == child.progress.hard_deadlines[slot]:
-            letter = Letter(payload, HARD_TIMEOUT, death.stacks, worker)
-            return Settlement(lane, "dead", [payload], letter.encode())
-        return Settlement(
-            lane, "requeue", [payload]
-        )  # it shared its worker with the task that was meant
-    if death and death.reason == SHUTDOWN:
-        return Settlement(lane, "requeue", [payload])
+        if death.slot != slot or death.deadline != child.progress.hard_deadlines[slot]:
+            return requeue  # it shared its worker with the task that was meant
+        letter = Letter(payload, HARD_TIMEOUT, death.stacks, worker)
+        return Settlement(lane, "dead", [payload], letter.encode())
     try:
-        message = Message.decode(payload)
-    except (
-        NotAMessage
-    ):  # decoded by the worker, so not to be: but a garbled one must not end the dispatcher
-        return Settlement(lane, "requeue", [payload])
-    redelivered = message.redelivered + 1
+        redelivered = Message.decode(payload).redelivered + 1
+    except NotAMessage:  # decoded by the worker, so not to be: but it must not end the dispatcher
+        return requeue
+    if death and death.reason == SHUTDOWN:
+        return requeue
     if redelivered > max_redeliveries:
         cause = death.reason if death else "its worker died"
         letter = Letter(payload, REDELIVERED, f"{cause}, {redelivered} times in all", worker)

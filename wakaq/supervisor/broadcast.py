@@ -1,15 +1,10 @@
 """Listens for broadcasts, and hands each to the dispatcher, which has one of the workers run it."""
 
-import logging
+from collections.abc import Callable
 from typing import Any
 
 from wakaq.broker import Broker
-from wakaq.supervisor.dispatcher import Dispatcher
-from wakaq.supervisor.events import Relay
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
-
-logger = logging.getLogger("wakaq.supervisor")
+from wakaq.supervisor.service import Outage, Service
 
 
 class Broadcast(Service):
@@ -18,10 +13,10 @@ class Broadcast(Service):
     name = "broadcast"
     interval = 0.0
 
-    def __init__(self, broker: Broker, dispatcher: Dispatcher, outage: Outage) -> None:
+    def __init__(self, broker: Broker, relay: Callable[[bytes], None], outage: Outage) -> None:
         super().__init__(outage)
         self._broker = broker
-        self._dispatcher = dispatcher
+        self._relay = relay
         self._subscription: Any = None
 
     def tick(self, now: float) -> float | None:
@@ -38,5 +33,5 @@ class Broadcast(Service):
             self._subscription = None  # the next tick subscribes anew
             raise
         if message is not None:
-            self._dispatcher.post(Relay(message["data"]))
+            self._relay(message["data"])
         return None

@@ -4,26 +4,25 @@ Not for the worker's own side, which is `wakaq.worker`, nor for decisions: threa
 """
 
 import contextlib
+import fcntl
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-from wakaq.frames import ASSIGNED, SLOTS, Channel, Progress
+from wakaq.frames import ASSIGNED, SLOTS, STARTED, Channel, Progress
+from wakaq.message import describe
 from wakaq.turn import Claim
 
 MOST_AHEAD = 256  # sync tasks assigned at once
-LONG = (
-    0.05  # seconds; behind a task that takes longer nothing waits, so that priorities stay strict
-)
+LONG = 0.05  # seconds; behind a task that takes longer nothing waits: so priorities stay strict
+HORIZON = 0.005  # seconds of work that is assigned ahead, besides the round trip to Redis
 LAST_BREATH = 1.0  # seconds between the end of a worker's channel and that of its process
-HORIZON = (
-    0.005  # seconds of work that short tasks are assigned ahead, besides the round trip to Redis
-)
+STACKS = 64_000  # bytes of a worker's stacks that are read
 
 
 class Death(NamedTuple):
@@ -39,12 +38,7 @@ class Child:
     """One worker process."""
 
     def __init__(
-        self,
-        number: int,
-        process: BaseProcess,
-        channel: Channel,
-        progress: Progress,
-        stacks_fd: int,
+        self, number: int, process: BaseProcess, channel: Channel, progress: Progress, stacks: int
     ) -> None:
         # Fixed at spawn.
         self.number = number
@@ -52,29 +46,35 @@ class Child:
         self.pid: int = process.pid or 0
         self.channel = channel
         self.progress = progress
-        self.stacks_fd = stacks_fd
+        self.stacks_fd = stacks
+        # So that the worker writes at its end, however often it is emptied.
+        fcntl.fcntl(stacks, fcntl.F_SETFL, os.O_APPEND)
         self.spawned_at = time.monotonic()
         # Readable when the process has ended, whether or not the fork server lives to tell.
-        self.end_fd: int = (
-            os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else process.sentinel
-        )
+        has_pidfd = hasattr(os, "pidfd_open")
+        self.end_fd: int = os.pidfd_open(self.pid) if has_pidfd else process.sentinel
 
         # Dispatcher thread only; other threads may look at a slot's claim.
         self.assigned: dict[int, Claim] = {}
-        self.async_slots: dict[
-            int, float
-        ] = {}  # with the moment of assignment, and so of the start
+        self.async_slots: dict[int, float] = {}  # with the moment of assignment
         self.free = list(range(SLOTS))
         self.left: int | None = None  # how many more tasks it may be assigned; None: any number
         self.is_ready = False
+        self.is_first = True  # no other worker of its number still runs sync tasks
         self.is_retiring = False  # to be assigned nothing more
         self.stopped_at: float | None = None  # when it was told to exit; main may look
         self.is_recalling = False  # asked for what it has not started, and yet to answer
         self._window = 1
         self._average: float | None = None
 
+        # Written by the dispatcher before it tells the main thread, which then sees to it.
+        self.boot_failure = ""
+        self.needs_successor = False  # it was assigned its last task
+        self.is_gone = False  # it has ended, and what it had is settled
+        self.victims = ""  # what it was running then
+
         # Main thread only.
-        self.has_replacement = False
+        self.has_successor = False
 
         # Written by the lease thread; the main thread reads it.
         self.rss = 0  # bytes, when it was last looked at
@@ -86,6 +86,9 @@ class Child:
         self._lock = threading.Lock()
         self._is_reaped = False
 
+    def __str__(self) -> str:
+        return f"Worker {self.number} (pid {self.pid})"
+
     # -- capacity (dispatcher thread) --------------------------------------------------------------
 
     @property
@@ -96,23 +99,21 @@ class Child:
     @property
     def is_idle(self) -> bool:
         """Whether a task that arrives now would start now."""
-        return self.can_serve and len(self.assigned) == len(self.async_slots)
+        return self.can_serve and not self.waiting
 
     @property
     def can_serve(self) -> bool:
-        return self.is_ready and not self.is_retiring and self.left != 0
+        return self.is_ready and self.is_first and not self.is_retiring and self.left != 0
 
     def observe(self, count: int, busy: float) -> None:
         """Learn from `count` tasks that took `busy` seconds together how many to assign ahead."""
         mean, weight = busy / count, min(0.5, 0.1 * count)
-        self._average = (
-            mean if self._average is None else self._average + weight * (mean - self._average)
-        )
+        before = mean if self._average is None else self._average
+        self._average = before + weight * (mean - before)
 
     def sync_room(self, round_trip: float) -> int:
         """Return how many sync tasks to give it now; 0 while it still has half of what it should have."""
-        waiting = self.waiting
-        target = 1
+        waiting, target = self.waiting, 1
         if self._average is not None and self._average < LONG:
             ahead = math.ceil((HORIZON + round_trip) / max(self._average, 1e-6))
             target = min(1 + ahead, self._window, MOST_AHEAD)
@@ -120,34 +121,32 @@ class Child:
                 return 0
         return self._limit(target - waiting)
 
-    def has_too_much(self, now: float, round_trip: float) -> bool:
-        """Whether something waits too long behind the running task, or behind all that wait."""
-        if self.waiting < 2 or self.is_recalling:  # noqa: PLR2004 - the running one, and one that waits
-            return False
-        if self.progress.slot >= 0 and now - self.progress.started_at > LONG:
-            return True
-        # More than `sync_room` ever gives, so these became longer than they were.
-        return (self.waiting - 1) * (self._average or 0.0) > 2 * LONG + round_trip
-
     def async_room(self, limit: int) -> int:
         return self._limit((limit or SLOTS - 2 * MOST_AHEAD) - len(self.async_slots))
 
     def _limit(self, room: int) -> int:
-        if self.left is not None:
-            room = min(room, self.left)
-        return max(0, min(room, len(self.free)))
+        return max(0, min(room, len(self.free), SLOTS if self.left is None else self.left))
+
+    def has_too_much(self, now: float, round_trip: float) -> bool:
+        """Whether something waits too long behind the running task, or behind all that wait."""
+        waiting = self.waiting - 1
+        if waiting < 1 or self.is_recalling:
+            return False
+        if self.progress.slot >= 0 and now - self.progress.started_at > LONG:
+            return True
+        # More than `sync_room` ever gives, so these became longer than they were.
+        return waiting * (self._average or 0.0) > 2 * LONG + round_trip
 
     def assign(self, claims: list[Claim]) -> list[int]:
         """Note what it is about to be sent; returns the slots."""
         self._window = min(max(self._window, 2 * len(claims)), MOST_AHEAD)
         if self.left is not None:
             self.left -= len(claims)
-        states, assigned = self.progress.states, self.assigned
         slots = self.free[-len(claims) :]
         del self.free[-len(claims) :]
         for slot, claim in zip(slots, claims, strict=True):
-            states[slot] = ASSIGNED
-            assigned[slot] = claim
+            self.progress.states[slot] = ASSIGNED
+            self.assigned[slot] = claim
         return slots
 
     def take_back(self, slots: list[int]) -> list[Claim]:
@@ -170,9 +169,22 @@ class Child:
         is_last = self.left == 0 and self.waiting <= 1
         return is_last and not self.is_recalling and not self.is_retiring
 
-    def started_at(self, slot: int) -> float:
-        """Return when the worker started a task; any thread may ask."""
-        return self.async_slots.get(slot) or self.progress.started_at
+    # -- what it does (any thread) -----------------------------------------------------------------
+
+    def running(self) -> Iterator[tuple[int, float, str]]:
+        """Yield slot, start and call of each task that the worker is running."""
+        for slot in list(self.assigned):
+            claim = self.assigned.get(slot)
+            if claim is not None and self.progress.states[slot] == STARTED:
+                started_at = self.async_slots.get(slot) or self.progress.started_at
+                yield slot, started_at, describe(claim.payload)
+
+    def describe_running(self) -> str:
+        return ", ".join(call for _, _, call in self.running())
+
+    def read_stacks(self) -> str:
+        """Return what faulthandler wrote last."""
+        return os.pread(self.stacks_fd, STACKS, 0).decode(errors="replace")
 
     # -- signals (any thread) ----------------------------------------------------------------------
 
@@ -181,6 +193,11 @@ class Child:
         with self._lock:
             if not self._is_reaped:
                 self._send(number)
+
+    def ask_for_stacks(self) -> None:
+        """Have faulthandler write the stacks of all threads, which it does even while C code holds the GIL."""
+        os.ftruncate(self.stacks_fd, 0)
+        self.signal(signal.SIGUSR1)
 
     def kill(self, death: Death) -> None:
         """SIGKILL the worker and its process group, and so what its task has started."""
@@ -191,14 +208,16 @@ class Child:
                 self._send(signal.SIGKILL)  # it may not lead its group yet
 
     def _send(self, number: int) -> None:
-        # The fork server may have reaped it already: a pid descriptor cannot mean another process, as a pid can.
-        if self.end_fd == self.process.sentinel:
-            _ignore_gone(os.kill, self.pid, number)
-        else:
-            _ignore_gone(signal.pidfd_send_signal, self.end_fd, number)
+        with contextlib.suppress(ProcessLookupError):
+            # The fork server may have reaped it already: a pid descriptor cannot mean another process, as a pid can.
+            if self.end_fd == self.process.sentinel:
+                os.kill(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self.end_fd, number)
 
     def _kill_group(self) -> None:
-        _ignore_gone(os.killpg, self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> int | None:
         """Wait for the end of a worker whose channel has ended, and return its exit status (main thread).
@@ -218,8 +237,3 @@ class Child:
         if self.end_fd != self.process.sentinel:
             os.close(self.end_fd)
         return self.process.exitcode
-
-
-def _ignore_gone(send: Callable[[int, int], None], pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        send(pid, number)

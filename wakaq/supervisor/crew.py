@@ -5,7 +5,6 @@ Dispatcher thread only. Not for Redis: it neither claims nor settles.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -20,50 +19,62 @@ from wakaq.turn import Claim, Settlement
 logger = logging.getLogger("wakaq.supervisor")
 
 PAUSE = 0.05  # seconds without claims of a kind, after one that nobody could take
-SERVED_AT_ONCE = (
-    16  # children that claim in one turn: its keys are counted in children times queues
-)
+MOST_IN_TURN = 16  # children that claim in one turn: its keys are counted in children times queues
 
 
 class Crew:
     """The children, and what is on its way to them."""
 
     def __init__(self, app: WakaQ, send: Callable[[Child, tuple[Any, ...]], None]) -> None:
-        self.numbers = range(1, app.settings.concurrency + 1)
         self.children: set[Child] = set()
         self.round_trip = 0.0  # seconds, of a turn
         # Of the children, those that could take something, and those where something waits behind a task: kept at every
         # change of a child, so that no step looks at hundreds of them.
         self._hungry: set[Child] = set()
         self._crowded: set[Child] = set()
-        self._by_number: dict[int, Child] = {}  # the newest of each
+        self._by_number: dict[int, list[Child]] = {}  # the oldest first, which is served
         self._send = send
         self._async_limit = app.settings.async_concurrency
         self._async_names = frozenset(name for name, task in app.tasks.items() if task.is_async)
-        # How many to claim for one child in the hope that they are async; what is claimed shows its kind only then.
+        self.has_async = bool(self._async_names)
+        # What is claimed shows its kind only then. So this is how many to claim for one child in the hope that they are
+        # async, and until when nothing is claimed for one that could take only this kind: the last one was of the other.
         self._async_window = 1
-        # Until then nothing is claimed for a child that could take only this kind: the last one was of the other.
         self._no_sync_until = self._no_async_until = 0.0
         self._index = {queue.name: number for number, queue in enumerate(app.queues)}
         self._outbox: dict[Child, list[tuple[int, Claim]]] = {}
-        self._relays: deque[bytes] = deque()
-        self._late_relays: list[tuple[float, bytes]] = []
+        self._relays: list[
+            tuple[float, bytes]
+        ] = []  # broadcasts that nobody has yet, with the moment when they are due
 
     def join(self, child: Child) -> None:
         self.children.add(child)
-        self._by_number[child.number] = child
+        self._by_number.setdefault(child.number, []).append(child)
+        child.is_first = False
+        self._promote_successor(child.number)
 
     def leave(self, child: Child) -> None:
         for group in (self.children, self._hungry, self._crowded):
             group.discard(child)
-        if self._by_number.get(child.number) is child:
-            del self._by_number[child.number]
+        self._by_number[child.number].remove(child)
+        self._promote_successor(child.number)
 
     def update(self, child: Child) -> None:
         """Look at a child that has changed."""
         is_hungry = child.can_serve and (self._sync_room(child) or self._async_room(child))
         (self._hungry.add if is_hungry else self._hungry.discard)(child)
         (self._crowded.add if child.waiting > 1 else self._crowded.discard)(child)
+        if child.is_retiring and not child.waiting:
+            self._promote_successor(child.number)
+
+    def _promote_successor(self, number: int) -> None:
+        """Let the next worker of a number serve: once no other runs sync tasks, so that there are never more than asked for."""
+        for child in self._by_number.get(number, []):
+            if not child.is_first:
+                child.is_first = True
+                self.update(child)
+            if not (child.is_retiring and not child.waiting):
+                return
 
     def has_idle(self, now: float) -> bool:
         """Whether a payload that arrives now would start now, as far as can be told."""
@@ -76,10 +87,11 @@ class Crew:
         """Whether something waits behind a task."""
         return bool(self._crowded)
 
-    def next_probe_at(self, now: float) -> list[float]:
-        """Return when claims that were put off are due."""
+    def next_moments(self, now: float) -> list[float]:
+        """Return when claims that were put off, and broadcasts, are due."""
+        moments = [due for due, _ in self._relays if due > now]
         probes = (self._no_sync_until, self._no_async_until)
-        return [at for at in probes if at > now] if self._hungry else []
+        return moments + [at for at in probes if at > now and self._hungry]
 
     # -- claims ------------------------------------------------------------------------------------
 
@@ -87,12 +99,12 @@ class Crew:
         return child.sync_room(self.round_trip)
 
     def _async_room(self, child: Child) -> int:
-        return child.async_room(self._async_limit) if self._async_names else 0
+        return child.async_room(self._async_limit) if self.has_async else 0
 
     def _room(self, child: Child, now: float) -> int:
         """Return how many payloads of unknown kinds to claim for a child."""
         sync_room = self._sync_room(child)
-        if not self._async_names:
+        if not self.has_async:
             return sync_room
         async_room = min(self._async_room(child), self._async_window)
         if not async_room:
@@ -103,13 +115,10 @@ class Crew:
 
     def wants(self, now: float) -> list[tuple[int, int]]:
         """Return pairs of a child's number and how many payloads it can take."""
-        wants = [
-            (child.waiting, child.number, room)
-            for child in self._hungry
-            if (room := self._room(child, now))
-        ]
+        rooms = [(child.waiting, child.number, self._room(child, now)) for child in self._hungry]
         # Those with least to do first, since the queues may not hold enough for all.
-        return [(number, room) for _, number, room in sorted(wants)[:SERVED_AT_ONCE]]
+        rooms = sorted(room for room in rooms if room[2])[:MOST_IN_TURN]
+        return [(number, room) for _, number, room in rooms]
 
     def distribute(self, claims: Sequence[Claim]) -> list[Claim]:
         """Give each claim to a child: the one it was claimed for, if that can take it, else any other.
@@ -119,12 +128,11 @@ class Crew:
         surplus: list[Claim] = []
         for lane, group in groupby(claims, key=itemgetter(0)):
             share = list(group)
-            child = self._by_number.get(lane.number)
-            if child is not None and child.can_serve:
+            for child in self._by_number.get(lane.number, ()):
                 share = self._give(child, share)
             surplus += [claim for claim in share if not self._place(claim)]
         self._send_assigned()
-        if self._async_names:
+        if self.has_async:
             self._learn(claims, surplus)
         return surplus
 
@@ -142,7 +150,9 @@ class Crew:
 
     def _give(self, child: Child, claims: list[Claim]) -> list[Claim]:
         """Give a child what was claimed for it, as far as its kind has room there; returns the rest."""
-        if not self._async_names:
+        if not child.can_serve:
+            return claims
+        if not self.has_async:
             self._assign(child, claims)
             return []
         rooms = self._sync_room(child), self._async_room(child)
@@ -158,21 +168,18 @@ class Crew:
         return rest
 
     def _place(self, claim: Claim) -> bool:
-        """Give a claim to any child that could start it."""
+        """Give a claim to any child that could start it: an async one to whoever has the fewest."""
         is_async = self._is_async(claim.payload)
-        takers = (
+        takers = [
             child
             for child in self._hungry
             if (self._async_room(child) if is_async else child.is_idle)
-        )
-        taker = (
-            min(takers, key=lambda child: len(child.async_slots), default=None)
-            if is_async
-            else next(takers, None)
-        )
-        if taker is not None:
-            self._assign(taker, [claim], is_async=is_async)
-        return taker is not None
+        ]
+        if not takers:
+            return False
+        taker = min(takers, key=lambda child: len(child.async_slots)) if is_async else takers[0]
+        self._assign(taker, [claim], is_async=is_async)
+        return True
 
     def _assign(self, child: Child, claims: list[Claim], *, is_async: bool = False) -> None:
         slots = child.assign(claims)
@@ -183,16 +190,16 @@ class Crew:
 
     def _send_assigned(self) -> None:
         """Send what was assigned: a frame per child and queue."""
-        for child, assigned in self._outbox.items():
+        outbox, self._outbox = self._outbox, {}
+        for child, assigned in outbox.items():
             for lane, group in groupby(assigned, key=lambda pair: pair[1].lane):
                 slots, claims = zip(*group, strict=True)
                 payloads = [claim.payload for claim in claims]
                 index, number = (self._index[lane.queue.name], lane.number) if lane else (-1, -1)
                 self._send(child, Assign(index, number, list(slots), payloads, lane is None))
-        self._outbox.clear()
 
     def _is_async(self, payload: bytes) -> bool:
-        return bool(self._async_names) and name_of(payload) in self._async_names
+        return self.has_async and name_of(payload) in self._async_names
 
     def recall(self, now: float) -> None:
         """Take back what waits too long behind other tasks, for whoever is free."""
@@ -212,36 +219,30 @@ class Crew:
 
     # -- broadcasts --------------------------------------------------------------------------------
 
-    def relay_later(self, payload: bytes, delay: float) -> None:
-        self._late_relays.append((time.monotonic() + delay, payload))
-
-    def next_relay_at(self) -> list[float]:
-        return [due for due, _ in self._late_relays]
+    def relay_later(self, payload: bytes, delay: float = 0.0) -> None:
+        self._relays.append((time.monotonic() + delay, payload))
 
     def relay(self, now: float) -> None:
-        """Have broadcasts run by whoever is free; where nobody is, by whoever will be first."""
-        for due, payload in list(self._late_relays):
-            if due <= now:
-                self._late_relays.remove((due, payload))
-                self._relays.append(payload)
+        """Have broadcasts run by whoever is free; where nobody is, they wait for `give_relay`."""
         if self._relays:
             for child in sorted(self.children, key=attrgetter("waiting")):
-                if child.is_idle or (self._relays and self._is_async(self._relays[0])):
-                    self.give_relay(child)
+                self.give_relay(child, now, is_free=child.is_idle)
 
-    def give_relay(self, child: Child) -> None:
+    def give_relay(self, child: Child, now: float, *, is_free: bool = True) -> None:
         """Let a worker that is free, or just was, run a broadcast next: no other will be free sooner."""
-        if self._relays and child.can_serve:
-            payload = self._relays.popleft()
-            self._assign(child, [Claim(None, payload)], is_async=self._is_async(payload))
-            self._send_assigned()
+        for relay in self._relays:
+            due, payload = relay
+            is_async = self._is_async(payload)
+            if due <= now and child.can_serve and (is_free or is_async):
+                self._relays.remove(relay)
+                self._assign(child, [Claim(None, payload)], is_async=is_async)
+                self._send_assigned()
+                return
 
     def settle_relay(self, settlement: Settlement) -> None:
         """Decide about a broadcast what Redis would about a payload: run it again, or not."""
-        if settlement.action == "delay":
-            self.relay_later(settlement.new, settlement.delay)
-        elif settlement.action in {"requeue", "redeliver", "retry"}:
-            self.relay_later(settlement.new or settlement.payloads[0], 0.0)
+        payload = settlement.payloads[0]
+        if settlement.action in {"requeue", "redeliver", "retry", "delay"}:
+            self.relay_later(settlement.new or payload, settlement.delay)
         elif settlement.action == "dead":
-            payload = settlement.payloads[0]
             logger.error("Broadcast %s is given up, and leaves no dead letter", describe(payload))

@@ -1,10 +1,11 @@
 """Owns every claim: which payload is in flight, and which child has it. Not for starting or killing processes.
 
-One thread. Others post events to it; nobody else touches its state. While Redis is away, what the children report waits
-here, and `Ledger` finds out afterwards what Redis has seen of it.
+One thread. Others post calls to its mailbox; nobody else touches its state. While Redis is away, what the children report
+waits here, and `Ledger` finds out afterwards what Redis has seen of it.
 """
 
 import logging
+import os
 import selectors
 import threading
 import time
@@ -14,39 +15,25 @@ from typing import Any
 from wakaq.app import WakaQ
 from wakaq.broker import Broker
 from wakaq.frames import Done, Failed, Outcome, Ready, Recalled
-from wakaq.message import describe
-from wakaq.supervisor.autopsy import grouped, running_tasks, settle
+from wakaq.supervisor.autopsy import settle
 from wakaq.supervisor.child import Child
-from wakaq.supervisor.claimer import POLL, Claimer
+from wakaq.supervisor.claimer import Claimer
 from wakaq.supervisor.crew import Crew
-from wakaq.supervisor.events import (
-    Blocked,
-    Booted,
-    BootFailed,
-    Crashed,
-    Drain,
-    Ended,
-    Finish,
-    Gone,
-    Inbox,
-    Joined,
-    Relay,
-    Retire,
-    Retiring,
-)
 from wakaq.supervisor.lease import Lease
 from wakaq.supervisor.ledger import Ledger
-from wakaq.supervisor.outage import Outage
+from wakaq.supervisor.service import Mailbox, Outage
 from wakaq.supervisor.watcher import Watcher, Watchers
 from wakaq.turn import Settlement
 
 logger = logging.getLogger("wakaq.supervisor")
 
 GLANCE = 0.025  # seconds between looks for what is to be recalled
+CRASHED = 4  # exit status: a bug of ours
+LOOK = 1.0  # seconds between looks at watchers that get no answer
 
 
 class Dispatcher(threading.Thread):
-    """The thread; `post` is for the others."""
+    """The thread; `post` is for the others. `tell_main` gets a child that has changed for the main thread."""
 
     def __init__(
         self,
@@ -54,36 +41,25 @@ class Dispatcher(threading.Thread):
         broker: Broker,
         outage: Outage,
         lease: Lease,
-        tell_main: Callable[[tuple[Any, ...]], None],
+        tell_main: Callable[[Child], None],
     ) -> None:
-        """Prepare the thread.
-
-        Args:
-            app: The application.
-            broker: The way to Redis.
-            outage: Where to report that Redis is away, or back.
-            lease: Registers this supervisor under a new id, where it was declared dead.
-            tell_main: Posts an event to the main thread.
-        """
         super().__init__(name="wakaq-dispatcher")
         # Fixed.
-        self._app = app
+        self._settings = app.settings
         self._tell_main = tell_main
 
         # Any thread.
-        self._inbox = Inbox()
-        self.post = self._inbox.post
+        self._mailbox = Mailbox()
+        self.post = self._mailbox.post
 
         # This thread only.
         served = [q for q in app.queues if q.name not in app.settings.exclude_queues]
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._inbox, selectors.EVENT_READ)
+        self._selector.register(self._mailbox, selectors.EVENT_READ)
         self._crew = Crew(app, self._send)
-        self._watchers = Watchers(broker, served, self._selector)
-        self.ledger = Ledger(broker, served)
-        self._claimer = Claimer(self.ledger, self._crew, self._watchers, lease, outage)
+        watchers = Watchers(broker, served, self._selector)
+        self.claimer = Claimer(broker, Ledger(broker, served), self._crew, watchers, lease, outage)
         self._finish_by: float | None = None
-        self._has_looked = False  # for what was claimed unseen, at the end
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -91,62 +67,48 @@ class Dispatcher(threading.Thread):
         try:
             while not self._is_finished():
                 self._step()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, a supervisor with no dispatcher must not live on
-            self._tell_main(Crashed(error))
-        finally:
-            self._selector.close()
+        # Without its dispatcher a supervisor is no use, and its workers take care of themselves.
+        except BaseException:
+            logger.critical("The dispatcher failed: this is a bug in WakaQ", exc_info=True)
+            logging.shutdown()
+            os._exit(CRASHED)
+        self._selector.close()
 
     def _is_finished(self) -> bool:
-        if self._finish_by is None or not self._inbox.is_empty():
+        if self._finish_by is None or not self._mailbox.is_empty():
             return False
-        if time.monotonic() > self._finish_by:
-            return True
-        if not self.ledger.is_settled or self._watchers.is_waiting:
-            return False
-        if not self._has_looked:
-            self._has_looked = True
-            self.ledger.look()
-            return False
-        return True
-
-    def is_haunted(self) -> bool:
-        """Whether something may yet be claimed for this supervisor, although the thread has ended."""
-        return self._watchers.is_waiting or self.ledger.is_haunted(time.monotonic())
+        return time.monotonic() > self._finish_by or self.claimer.is_settled()
 
     def _step(self) -> None:
         for key, mask in self._wait():
-            match key.data:
-                case Child() as child:
-                    self._attend(child, mask)
-                case Watcher() as watcher:
-                    self._claimer.hear(watcher)
-                case _:  # the inbox, see below
-                    pass
-        for event in self._inbox.take():
-            self._take(event)
+            if isinstance(key.data, Child):
+                self._attend(key.data, mask)
+            elif isinstance(key.data, Watcher):
+                self.claimer.hear(key.data)
+        self._mailbox.work()
         now = time.monotonic()
         self._crew.recall(now)
         self._crew.relay(now)
-        self._claimer.step(now)
+        self.claimer.step(now)
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Return what is ready, the answers of watchers by the urgency of their queues."""
         ready = self._selector.select(self._patience(time.monotonic()))
-        if any(self._watchers.urgency(key.data) > 0 for key, _ in ready):
-            # More urgent work may have been pushed with it: what the server answered before this, is here after it.
-            self._claimer.ping()
-            ready = self._selector.select(0)
-        return sorted(ready, key=lambda one: self._watchers.urgency(one[0].data))
+        if len(ready) > 1 or (ready and _urgency(ready[0]) > 0):
+            if any(_urgency(one) > 0 for one in ready):
+                # More urgent work may have been pushed with it: what the server answered before this, is here after it.
+                self.claimer.ping()
+                ready = self._selector.select(0)
+            ready.sort(key=_urgency)
+        return ready
 
     def _patience(self, now: float) -> float:
         """Return how long nothing but an event needs attention."""
-        if not self._inbox.is_empty():
+        if not self._mailbox.is_empty():
             return 0.0
-        moments = [self._claimer.next_step_at(now), *self._crew.next_relay_at()]
-        if self._crew.has_waiting():
+        moments = [now + LOOK, self.claimer.next_step_at(now), *self._crew.next_moments(now)]
+        if self._crew.has_waiting() or self._finish_by is not None:
             moments.append(now + GLANCE)
-        if self._finish_by is not None:
-            moments.append(now + POLL)
         return max(0.0, min(moments) - now)
 
     # -- frames from children ----------------------------------------------------------------------
@@ -155,113 +117,116 @@ class Dispatcher(threading.Thread):
         if mask & selectors.EVENT_WRITE and child.channel.flush():
             self._selector.modify(child.channel, selectors.EVENT_READ, child)
         if mask & selectors.EVENT_READ:
-            self._read(child)
+            try:
+                self._hear(child)
+            except EOFError:
+                self._lose(child)
 
-    def _read(self, child: Child) -> None:
-        try:
-            for frame in child.channel.receive():
-                self._hear(child, frame)
-        except EOFError:
-            self._lose(child)
+    def _hear(self, child: Child) -> bool:
+        """Take the frames that have arrived; returns whether there were any."""
+        frames = child.channel.receive()
+        for frame in frames:
+            self._take(child, frame)
+        self._replace_if_last(child)
+        self._crew.dismiss_if_done(child)
+        self._crew.update(child)
+        return bool(frames)
 
-    def _hear(self, child: Child, frame: Any) -> None:
+    def _take(self, child: Child, frame: Any) -> None:
         match frame:
             case Done(slots, timed, busy):
                 if timed:
                     child.observe(timed, busy)
-                self.ledger.add(grouped("done", child.take_back(slots)))
-                self._crew.give_relay(child)
+                self.claimer.ack(child, child.take_back(slots))
+                self._crew.give_relay(child, time.monotonic())
             case Outcome(slot, action, new, delay):
                 (claim,) = child.take_back([slot])
-                self._claimer.settle(Settlement(claim.lane, action, [claim.payload], new, delay))
-                self._crew.give_relay(child)
+                self.claimer.settle(Settlement(claim.lane, action, [claim.payload], new, delay))
+                self._crew.give_relay(child, time.monotonic())
             case Recalled(slots):
-                self._claimer.requeue(child.recalled(slots))
+                self.claimer.requeue(child.recalled(slots))
             case Ready():
                 child.is_ready = True
                 # What came while nobody could take it is claimed by priority, not by the fastest watcher.
-                self._claimer.is_drained = False
-                self._tell_main(Booted(child))
+                self.claimer.is_drained = False
+                self._tell_main(child)
             case Failed(reason):
-                self._tell_main(BootFailed(child, reason))
+                child.boot_failure = reason  # main learns it with the end of the process
             case _:
                 raise AssertionError(frame)
-        self._replace_if_last(child)
-        self._crew.dismiss_if_done(child)
-        self._crew.update(child)
 
     def _lose(self, child: Child) -> None:
         """Settle what a worker had that is gone; all it had sent before was heard."""
-        if child not in self._crew.children:
-            return
         self._crew.leave(child)
         self._selector.unregister(child.channel)
-        victims = [describe(child.assigned[slot].payload) for slot, _ in running_tasks(child)]
-        for settlement in settle(child, self._app.settings.max_redeliveries, self.ledger.worker_id):
-            self._claimer.settle(settlement)
+        child.victims = child.describe_running()
+        for one in settle(child, self._settings.max_redeliveries, self.claimer.ledger.worker_id):
+            self.claimer.settle(one)
         child.assigned.clear()
-        self._tell_main(Gone(child, victims))
+        child.is_gone = True
+        self._tell_main(child)
 
-    # -- events from threads -----------------------------------------------------------------------
+    # -- events: posted by other threads -----------------------------------------------------------
 
-    def _take(self, event: Any) -> None:
-        match event:
-            case Relay(payload):
-                self._crew.relay_later(payload, 0.0)
-            case Drain():
-                self._claimer.is_draining = True
-                for child in list(self._crew.children):
-                    self._retire(child)
-            case Finish(deadline):
-                self._finish_by = deadline
-            case _:
-                self._take_from_child(event, event.child)
+    def join_child(self, child: Child) -> None:
+        """Take a worker in that was spawned."""
+        child.left = self._settings.max_tasks_per_worker
+        self._crew.join(child)
+        self._selector.register(child.channel, selectors.EVENT_READ, child)
 
-    def _take_from_child(self, event: Any, child: Child) -> None:
-        if isinstance(event, Joined):
-            self._crew.join(child)
-            child.left = self._app.settings.max_tasks_per_worker
-            self._selector.register(child.channel, selectors.EVENT_READ, child)
-        if child not in self._crew.children:  # it is gone already
-            return
-        match event:
-            case Blocked():
-                self._watch_writable(child)
-            case Ended():
-                self._read_to_end(child)
-            case Retire():
-                self._retire(child)
-            case _:
-                assert isinstance(event, Joined)
-
-    def _read_to_end(self, child: Child) -> None:
+    def end_child(self, child: Child) -> None:
         """Hear what a worker had sent before it exited, even where a process it left behind holds its socket open."""
-        while child in self._crew.children:
+        if child in self._crew.children:
             try:
-                frames = child.channel.receive()
+                while self._hear(child):
+                    pass
             except EOFError:
-                frames = []
-            for frame in frames:
-                self._hear(child, frame)
-            if not frames:
-                self._lose(child)
+                pass
+            self._lose(child)
 
-    def _retire(self, child: Child) -> None:
-        child.is_retiring = True
-        self._crew.ask_back(child)
-        self._crew.dismiss_if_done(child)
-        self._crew.update(child)
+    def retire_child(self, child: Child) -> None:
+        """Have a worker exit after what it runs now."""
+        if child in self._crew.children:
+            child.is_retiring = True
+            self._crew.ask_back(child)
+            self._crew.dismiss_if_done(child)
+            self._crew.update(child)
+
+    def flush_later(self, child: Child) -> None:
+        """Send the rest of a frame as soon as the child's socket takes it."""
+        if child in self._crew.children:
+            events = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(child.channel, events, child)
+
+    def relay(self, payload: bytes) -> None:
+        """Have a broadcast run in one of the workers."""
+        self._crew.relay_later(payload)
+
+    def drain(self) -> None:
+        """Claim nothing any more, let run what runs, and have every worker exit."""
+        self.claimer.is_draining = True
+        for child in list(self._crew.children):
+            self.retire_child(child)
+
+    def finish(self, deadline: float) -> None:
+        """Settle the rest, all workers being gone, by the deadline, and end."""
+        self._finish_by = deadline
+
+    # -- to children -------------------------------------------------------------------------------
 
     def _send(self, child: Child, frame: tuple[Any, ...]) -> None:
         if not child.channel.send(frame):
-            self._watch_writable(child)
+            self.flush_later(child)
         self._replace_if_last(child)
 
     def _replace_if_last(self, child: Child) -> None:
         """Have the successor started when a child gets, or is left with, the last task of its life."""
         if child.has_begun_its_last():
-            child.is_retiring = True
-            self._tell_main(Retiring(child))
+            child.is_retiring = child.needs_successor = True
+            self._tell_main(child)
 
-    def _watch_writable(self, child: Child) -> None:
-        self._selector.modify(child.channel, selectors.EVENT_READ | selectors.EVENT_WRITE, child)
+
+def _urgency(ready: tuple[selectors.SelectorKey, int]) -> int:
+    """Return the place of a watcher's queue in the order of priority; anything else comes first."""
+    data = ready[0].data
+    return data.urgency if isinstance(data, Watcher) else -1

@@ -7,18 +7,15 @@ import logging
 from collections.abc import Callable, Iterable
 
 from wakaq.frames import Ping
-from wakaq.supervisor.autopsy import running_tasks
 from wakaq.supervisor.child import Child, Death
-from wakaq.supervisor.events import Blocked
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
+from wakaq.supervisor.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
 SILENCE = 30.0  # seconds
 
 
 class Heartbeat(Service):
-    """The thread that pings."""
+    """The thread that pings; `flush_later` has the dispatcher send what a socket did not take."""
 
     name = "heartbeat"
     interval = 1.0
@@ -26,12 +23,12 @@ class Heartbeat(Service):
     def __init__(
         self,
         children: Callable[[], Iterable[Child]],
-        post: Callable[[Blocked], None],
+        flush_later: Callable[[Child], None],
         outage: Outage,
     ) -> None:
         super().__init__(outage)
         self._children = children
-        self._post = post
+        self._flush_later = flush_later
         # This thread only. Child -> since when it owes an answer, and whether it has been asked.
         self._asked: dict[Child, tuple[float, bool]] = {}
         self._last_tick = 0.0
@@ -44,14 +41,19 @@ class Heartbeat(Service):
             self._asked.clear()
         self._last_tick = now
         children = [child for child in self._children() if child.is_ready]
-        silent = frozenset(child for child in children if self._is_silent(child, now))
+        self._asked = {child: self._ask(child, now) for child in children}
+        silent = frozenset(child for child in children if now - self._asked[child][0] > SILENCE)
         for child in silent:
-            self._handle_silent(child, is_news=child not in self.silent)
+            running = child.describe_running()
+            if not running:
+                logger.error("%s does not answer and runs nothing: killing it", child)
+                child.kill(Death("it did not answer"))
+            elif child not in self.silent:
+                logger.warning("%s does not answer while it runs %s", child, running)
         self.silent = silent
-        self._asked = {child: asked for child, asked in self._asked.items() if child in children}
         return None
 
-    def _is_silent(self, child: Child, now: float) -> bool:
+    def _ask(self, child: Child, now: float) -> tuple[float, bool]:
         asked_at, is_sent = self._asked.get(child, (now, False))
         if is_sent and child.progress.pong_at >= asked_at:
             asked_at, is_sent = now, False
@@ -60,24 +62,5 @@ class Heartbeat(Service):
         if not is_sent and child.channel.is_flushed:
             is_sent = True
             if not child.channel.send(Ping()):
-                self._post(Blocked(child))
-        self._asked[child] = asked_at, is_sent
-        return now - asked_at > SILENCE
-
-    def _handle_silent(self, child: Child, *, is_news: bool) -> None:
-        if running := running_tasks(child):
-            if is_news:
-                names = ", ".join(name for _, name in running)
-                logger.warning(
-                    "Worker %d (pid %d) does not answer while it runs %s",
-                    child.number,
-                    child.pid,
-                    names,
-                )
-        else:
-            logger.error(
-                "Worker %d (pid %d) does not answer and runs nothing: killing it",
-                child.number,
-                child.pid,
-            )
-            child.kill(Death("it did not answer"))
+                self._flush_later(child)
+        return asked_at, is_sent

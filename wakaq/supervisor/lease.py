@@ -22,8 +22,7 @@ from wakaq.client import OUTAGES, RedisError
 from wakaq.errors import ConfigError, NotAMessage
 from wakaq.message import Message, recount
 from wakaq.queue import Queue
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
+from wakaq.supervisor.service import Outage, Service
 from wakaq.turn import Lane
 
 logger = logging.getLogger("wakaq.supervisor")
@@ -38,35 +37,31 @@ _PAGE = 100  # payloads rescued in one call
 
 
 class Lease(Service):
-    """The thread that beats and rescues; `register` and `unregister` are the main thread's, or the dispatcher's."""
+    """The thread that beats and rescues; `register` and `leave` are the main thread's, or the dispatcher's.
+
+    Args:
+        app: The application.
+        outage: Where to report that Redis is away, or back.
+        describe: Returns what the children do, for people, as JSON can hold it.
+        term: Seconds without a heartbeat after which a supervisor is dead.
+    """
 
     name = "lease"
-    interval = BEAT
 
     def __init__(
-        self,
-        app: WakaQ,
-        outage: Outage,
-        describe: Callable[[], Any],
-        term: float = TERM,
+        self, app: WakaQ, outage: Outage, describe: Callable[[], Any], term: float = TERM
     ) -> None:
-        """Prepare the thread.
-
-        Args:
-            app: The application.
-            outage: Where to report that Redis is away, or back.
-            describe: Returns what the children do, for people, as JSON can hold it.
-            term: Seconds without a heartbeat after which a supervisor is dead.
-        """
         super().__init__(outage)
         self.interval = self.longest_pause = min(BEAT, term / 5)
         self._app = app
         # One call that is left without an answer must not cost the lease.
-        timeouts = {
-            name: min(getattr(app.settings, name), term / 3)
-            for name in ("socket_timeout", "socket_connect_timeout")
-        }
-        self._broker = Broker(replace(app.settings, **timeouts), app.queues)
+        settings, most = app.settings, term / 3
+        settings = replace(
+            settings,
+            socket_timeout=min(settings.socket_timeout, most),
+            socket_connect_timeout=min(settings.socket_connect_timeout, most),
+        )
+        self._broker = Broker(settings, app.queues)
         self._describe = describe
         self._term = term
         self._host = _host_identity()
@@ -85,8 +80,8 @@ class Lease(Service):
 
     def register(self) -> str:
         """Announce this supervisor under a new id, which is returned."""
-        worker_id = f"{_sanitize(socket.gethostname())}-{os.getpid()}-{token_hex(4)}"
-        now = time.monotonic()
+        host = "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname())
+        worker_id, now = f"{host}-{os.getpid()}-{token_hex(4)}", time.monotonic()
         self._broker.register(worker_id, self._entry())
         self.worker_id, self._fresh_until = worker_id, now + self._term
         return worker_id
@@ -125,8 +120,7 @@ class Lease(Service):
         worker_id = self.worker_id
         self._counter += 1
         last_tick, self._last_tick = self._last_tick, None
-        is_known = self._broker.beat(worker_id, self._entry())
-        if is_known:
+        if self._broker.beat(worker_id, self._entry()):
             self._fresh_until = now + self._term
         else:  # the dispatcher registers anew
             self._fresh_until, self.lost = 0.0, worker_id
@@ -135,7 +129,7 @@ class Lease(Service):
         # the observation starts anew.
         if last_tick is None or now - last_tick > 2 * self.interval:
             last_tick = now
-            self._seen = {f: seen for f, seen in self._seen.items() if f.startswith(BURIED)}
+            self._seen = {id_: seen for id_, seen in self._seen.items() if id_.startswith(BURIED)}
         self._watch_others(worker_id, now - last_tick)
         self._last_tick = now
         return None
@@ -145,28 +139,22 @@ class Lease(Service):
         entries.pop(worker_id, None)
         seen: dict[str, tuple[Any, float]] = {}
         for field, raw in entries.items():
-            entry = _read(field, raw, is_news=field not in self._seen)
-            beat = entry.get("beat")
+            beat = _read(field, raw, is_news=field not in self._seen).get("beat")
             last, still = self._seen.get(field, (None, 0.0))
             still = still + passed if field in self._seen and beat == last else 0.0
             seen[field] = (beat, still)
-            if field.startswith(BURIED):
-                if still < FRESH or still // FRESH > (still - passed) // FRESH:
-                    self._visit(field, entry, still)
-            elif still >= self._term:
-                logger.warning(
-                    "Supervisor %s has not moved for %.0f s: it is dead, rescuing its tasks",
-                    field,
-                    still,
-                )
-                self.rescue(field, raw)
+            if not field.startswith(BURIED):
+                if still >= self._term:
+                    logger.warning(
+                        "Supervisor %s has not moved for %.0f s: it is dead", field, still
+                    )
+                    self.rescue(field, raw)
+            elif still < FRESH or still // FRESH > (still - passed) // FRESH:
+                # Its last claim may have come after its rescue.
+                self._empty_lanes(field.removeprefix(BURIED), raw)
+                if still >= TOMBSTONE:
+                    self._broker.forget(field)
         self._seen = seen
-
-    def _visit(self, field: str, entry: dict[str, Any], still: float) -> None:
-        """Look again at the lanes of a dead supervisor: its last claim may have come after its rescue."""
-        self._empty_lanes(field.removeprefix(BURIED), entry)
-        if still >= TOMBSTONE:
-            self._broker.forget(field)
 
     # -- rescue ------------------------------------------------------------------------------------
 
@@ -175,27 +163,25 @@ class Lease(Service):
         for field, raw in self._broker.registry().items():
             entry = _read(field, raw)
             is_neighbour = entry.get("same_host") == self._host and not field.startswith(BURIED)
-            if is_neighbour and not _is_supervisor(entry.get("pid")):
-                logger.warning("Supervisor %s of this host is gone: rescuing its tasks", field)
+            if is_neighbour and not _is_alive(entry.get("pid")):
+                logger.warning("Supervisor %s of this host is gone", field)
                 self.rescue(field, raw)
 
     def rescue(self, worker_id: str, raw: bytes) -> None:
         """Fence a dead supervisor off, then put what it had in flight back to the front of the queues."""
         if self._broker.bury(worker_id, BURIED + worker_id, raw):
-            self._empty_lanes(worker_id, _read(worker_id, raw))
+            self._empty_lanes(worker_id, raw)
 
-    def _empty_lanes(self, worker_id: str, entry: dict[str, Any]) -> None:
-        count = entry.get("concurrency")
+    def _empty_lanes(self, worker_id: str, raw: bytes) -> None:
+        entry = _read(worker_id, raw)
+        count, names = entry.get("concurrency"), entry.get("queues")
         if not isinstance(count, int):
             count = self._app.settings.concurrency
-        names = entry.get("queues")
-        queues = (
-            [self._queue(name) for name in names] if isinstance(names, list) else self._app.queues
-        )
+        if not isinstance(names, list):
+            names = list(self._app.queues_by_name)
         lanes = [
             self._broker.lane(queue, worker_id, number)
-            for queue in queues
-            if queue is not None
+            for queue in filter(None, map(self._queue, names))
             for number in range(min(count + 1, MOST_LANES))
         ]
         _, contents = self._broker.inflight(worker_id, lanes)
@@ -211,17 +197,15 @@ class Lease(Service):
             return None
 
     def _requeue(self, lane: Lane, payloads: list[bytes]) -> None:
-        pairs = []
-        had_sync = False
+        pairs, had_sync, moved = [], False, 0
         for payload in payloads:
             is_sync, new = self._redelivered(payload)
             # One sync task at a time runs in a lane's worker, the first; any async one may have been running, and any of
             # those that a watcher claimed, which went to idle workers.
             pairs.append((payload, payload if is_sync and had_sync and lane.number else new))
             had_sync = had_sync or is_sync
-        # From the end, as each page goes in front of the last.
-        moved = 0
         try:
+            # From the end, as each page goes in front of the last.
             for end in range(len(pairs), 0, -_PAGE):
                 moved += self._broker.rescue(lane, pairs[max(0, end - _PAGE) : end])
         except OUTAGES:
@@ -232,6 +216,7 @@ class Lease(Service):
             logger.warning("Rescued %d tasks from %s", moved, lane.key)
 
     def _redelivered(self, payload: bytes) -> tuple[bool, bytes]:
+        """Return whether a payload is of a sync task, and what it is once it has been redelivered."""
         try:
             message = Message.decode(payload)
         except NotAMessage:  # whoever claims it makes a dead letter of it
@@ -254,10 +239,6 @@ def _read(field: str, raw: bytes, *, is_news: bool = False) -> dict[str, Any]:
     return {}
 
 
-def _sanitize(host: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in host)
-
-
 def _host_identity() -> str:
     """Return what tells apart machines, their boots, and containers: a pid means something only within all three."""
     parts = [socket.gethostname()]
@@ -267,7 +248,7 @@ def _host_identity() -> str:
     return " ".join(parts)
 
 
-def _is_supervisor(pid: Any) -> bool:
+def _is_alive(pid: Any) -> bool:
     """Whether a process of that number lives; if it is another one by now, its lease ends the wait."""
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return True
@@ -276,6 +257,6 @@ def _is_supervisor(pid: Any) -> bool:
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
     except ProcessLookupError:
         return False
-    except OSError:
+    except OSError:  # another user's, or not Linux
         return True
     return pid != os.getpid() and state != b"Z"  # dead, and its parent has not noticed

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from wakaq.broker import Broker
 from wakaq.client import backoff
 from wakaq.queue import Queue
-from wakaq.turn import Claim, Lane, Settlement
+from wakaq.turn import Claim, Lane, Settlement, grouped
 
 INTERVAL = 60.0  # seconds between comparisons with the server when nothing has gone wrong
 HAUNTED = 600.0  # seconds in which a call that was cut off may still be executed
@@ -32,13 +32,12 @@ class Ledger:
         self._pending: list[Settlement] = []
         self._failures = 0
         self.rename("")
-        # When to compare with the server; before that, after a failure, nothing is asked of it.
+        # When to compare with the server; in doubt nothing else is asked of it before.
         self.compare_at = 0.0
         self.is_in_doubt = False
-        # A watcher's call that was cut off may claim until its time on the server is over: watchers rest until then.
-        self._calm_at = 0.0
-        # Or much later, when it had not reached the server yet: until then watchers rest before each comparison, too.
         self._haunted_until = 0.0
+        # Whether a lane holds nothing but what its child has, in that order.
+        self._is_pure = True
 
     def rename(self, worker_id: str) -> None:
         """Go on under a new id; what is pending names its lanes itself."""
@@ -54,14 +53,8 @@ class Ledger:
         return not self._pending and not self.is_in_doubt
 
     def is_haunted(self, now: float) -> bool:
-        """Whether something may yet be claimed for this supervisor by a call whose reply nobody awaits."""
+        """Whether something may yet be claimed for this supervisor by a watcher's call that was cut off."""
         return now < self._haunted_until
-
-    def holds_watchers(self, now: float) -> bool:
-        if self.is_in_doubt or now < self._calm_at:
-            return True
-        rest = 2 * self._broker.settings.wait_timeout
-        return self.is_haunted(now) and self.compare_at - now < rest < LOOK_EVERY
 
     def lanes(self, number: int) -> list[Lane]:
         """Return a child's lanes, in the order of the queues' priorities."""
@@ -72,7 +65,24 @@ class Ledger:
         return lanes
 
     def add(self, settlements: Iterable[Settlement]) -> None:
-        self._pending += [s for s in settlements if s.lane is not None]
+        self._pending += [one for one in settlements if one.lane is not None]
+
+    def ack(self, claims: Iterable[Claim], number: int | None) -> None:
+        """Settle what was finished, by the child of that `number` if that runs one task after the other, else None.
+
+        What such a child finishes is what its lane begins with, and is acked by its count: so payloads need not travel
+        again. Not what a watcher claimed, which goes to any child, nor where Redis refused something that then stays in a lane.
+        """
+        for one in grouped("done", claims):
+            lane = one.lane
+            is_own = lane and (lane.number, lane.worker_id) == (number, self.worker_id)
+            self.add([one._replace(action="first") if is_own and self._is_pure else one])
+
+    def _distrust(self) -> None:
+        self._is_pure = False
+        self._pending = [
+            one._replace(action="done") if one.action == "first" else one for one in self._pending
+        ]
 
     def turn(self, wants: Sequence[tuple[int, int]]) -> list[Claim]:
         """Settle what is pending, and claim: `wants` are pairs of a child's number and how many payloads it can take."""
@@ -81,21 +91,20 @@ class Ledger:
         self._attempts[self._tried] = carried
         fence = (self._last_turn, self._tried)
         wanted = [(count, self.lanes(number)) for number, count in wants]
+        refusals = self._broker.refusals
         claims = self._broker.turn(self.worker_id, fence, self._pending, wanted)
         self._last_turn = self._tried
         self._attempts.clear()
         self._failures = 0
         del self._pending[:carried]
+        if self._broker.refusals != refusals:
+            self._distrust()
         return claims
-
-    def ping(self) -> None:
-        self._broker.ping()
 
     def doubt(self, now: float) -> None:
         """Ask the server what it has seen, before anything else, after a pause that grows with the failures."""
         self.is_in_doubt = True
         self._haunted_until = now + HAUNTED
-        self._calm_at = now + 2 * self._broker.settings.wait_timeout
         self.compare_at = now + backoff(self._failures)
         self._failures += 1
 
@@ -121,23 +130,16 @@ class Ledger:
             del self._pending[: self._attempts[last_turn]]
             self._attempts.clear()
         self._last_turn = last_turn
-        expected = self._expected(known)
-        for lane, payloads in zip(lanes, contents, strict=True):
-            strays = list((Counter(payloads) - expected[lane]).elements())
-            if strays:
-                self._pending.append(Settlement(lane, "requeue", strays))
-        self.is_in_doubt = False
-        # Once more when a call that was cut off can no longer claim, and then now and then.
-        later = LOOK_EVERY if self.is_haunted(now) else INTERVAL
-        self.compare_at = self._calm_at if now < self._calm_at else now + later
-
-    def _expected(self, known: Iterable[Claim]) -> dict[Lane, Counter[bytes]]:
-        """Return what the lanes hold if the server has seen all that we have."""
-        expected: dict[Lane, Counter[bytes]] = defaultdict(Counter)
+        self._is_pure = True
+        # What the lanes hold if the server has seen all that we have.
+        expected: dict[Lane | None, Counter[bytes]] = defaultdict(Counter)
         for lane, payload in known:
-            if lane is not None:
-                expected[lane][payload] += 1
+            expected[lane][payload] += 1
         for settlement in self._pending:
-            if settlement.lane is not None:
-                expected[settlement.lane].update(settlement.payloads)
-        return expected
+            expected[settlement.lane].update(settlement.payloads)
+        for lane, payloads in zip(lanes, contents, strict=True):
+            if strays := list((Counter(payloads) - expected[lane]).elements()):
+                self._pending.append(Settlement(lane, "requeue", strays))
+                self._distrust()
+        self.is_in_doubt = False
+        self.compare_at = now + (LOOK_EVERY if self.is_haunted(now) else INTERVAL)

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from wakaq.supervisor.autopsy import running_tasks
 from wakaq.supervisor.child import Child, Death
-from wakaq.supervisor.events import Retire
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
+from wakaq.supervisor.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
 GRACE = 10.0  # seconds that the victim has to end its task
@@ -21,23 +18,17 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def used_percent(cgroup: Path = CGROUP) -> float:
-    """Return how much of its memory the machine uses, or the cgroup of its limit, whichever is nearer to the end."""
+    """Return how much of its memory the machine uses, or the cgroup (v2) of its limit, whichever is nearer to the end."""
     memory = psutil.virtual_memory()
-    percents = [100.0 * (memory.total - memory.available) / memory.total]
-    for usage, limit, cache in (
-        ("memory.current", "memory.max", "memory.stat"),
-        ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat"),
-    ):
-        try:
-            used, most = int((cgroup / usage).read_text()), int((cgroup / limit).read_text())
-            stats = dict(line.split() for line in (cgroup / cache).read_text().splitlines())
-        except (OSError, ValueError):  # no such cgroup, or no limit: "max"
-            continue
-        # What the kernel can drop at once counts as free, as it does in the machine's `available`.
-        used -= int(stats.get("total_inactive_file", stats.get("inactive_file", 0)))
-        if 0 < most < memory.total:
-            percents.append(100.0 * used / most)
-    return max(percents)
+    percent = 100.0 * (memory.total - memory.available) / memory.total
+    try:
+        used, most = (int((cgroup / f"memory.{name}").read_text()) for name in ("current", "max"))
+        stats = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such cgroup, or no limit: "max"
+        return percent
+    # What the kernel can drop at once counts as free, as it does in the machine's `available`.
+    used -= int(stats.get("inactive_file", 0))
+    return max(percent, 100.0 * used / most)
 
 
 def rss(child: Child) -> int:
@@ -57,14 +48,14 @@ class Memory(Service):
     def __init__(
         self,
         children: Callable[[], Iterable[Child]],
-        post: Callable[[Retire], None],
+        retire: Callable[[Child], None],
         limit: float,
         outage: Outage,
         measure: Callable[[], float] = used_percent,
     ) -> None:
         super().__init__(outage)
         self._children = children
-        self._post = post
+        self._retire = retire
         self._limit = limit
         self._measure = measure
         # Read by the main thread, which starts no workers meanwhile.
@@ -84,21 +75,15 @@ class Memory(Service):
         if self._victim is None:
             self._victim, self._condemned_at = max(children, key=rss), now
             self._report(self._victim, percent, "is asked to stop after its task")
-            self._post(Retire(self._victim))
+            self._retire(self._victim)
         elif now - self._condemned_at >= GRACE:
             self._report(self._victim, percent, "is killed")
             self._victim.kill(Death("it took too much memory"))
         return None
 
     def _report(self, victim: Child, percent: float, verdict: str) -> None:
-        names = ", ".join(name for _, name in running_tasks(victim)) or "nothing"
         logger.warning(
-            "Memory is used to %.0f %%, the limit is %.0f %%: worker %d (pid %d, %d MB), running %s, %s",
-            percent,
-            self._limit,
-            victim.number,
-            victim.pid,
-            rss(victim) // 1_000_000,
-            names,
-            verdict,
+            "Memory is used to %.0f %%, the limit is %.0f %%: %s, %d MB, running %s, %s",
+            *(percent, self._limit, victim, rss(victim) // 1_000_000),
+            *(victim.describe_running() or "nothing", verdict),
         )

@@ -3,8 +3,7 @@
 import time
 
 from wakaq.broker import Broker
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
+from wakaq.supervisor.service import Outage, Service
 
 MOST = 1_000  # payloads in one call
 

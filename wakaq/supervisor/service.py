@@ -1,17 +1,77 @@
-"""A named thread around one `tick`: what all of the supervisor's threads but main and dispatcher have in common."""
+"""What the supervisor's threads have in common: a tick, a mailbox, and one log of outages. Not for what they do."""
 
+import contextlib
 import logging
+import os
+import queue as queues
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from wakaq.client import LONGEST_BACKOFF, OUTAGES, backoff
-from wakaq.supervisor.outage import Outage
 
 logger = logging.getLogger("wakaq.supervisor")
+QUIET = LONGEST_BACKOFF + 1.0  # seconds without a failure after which an outage is over
+
+
+class Outage:
+    """Tells the log once when Redis goes away and once when it is back, for all threads together."""
+
+    def __init__(self) -> None:
+        # Any thread, under _lock.
+        self._lock = threading.Lock()
+        self._began_at: float | None = None
+        self._failed_at = 0.0
+
+    def begin(self, error: Exception) -> None:
+        """Note that a call has failed."""
+        with self._lock:
+            self._failed_at = time.monotonic()
+            if self._began_at is None:
+                self._began_at = self._failed_at
+                logger.warning("Redis is away, will go on trying: %s", error)
+
+    def end(self, called_at: float) -> None:
+        """Note that a call that was made at `called_at` has succeeded."""
+        with self._lock:
+            # Not at the first success: a server may serve some calls and fail others, as when it is out of memory.
+            if self._began_at is not None and called_at > self._failed_at + QUIET:
+                lasted, self._began_at = self._failed_at - self._began_at, None
+                logger.warning("Redis is back after %.1f s", lasted)
+
+
+class Mailbox:
+    """Calls that one thread is to make: any thread posts them, a signal handler too; the owner waits on the descriptor."""
+
+    def __init__(self) -> None:
+        self._calls: queues.SimpleQueue[tuple[Callable[..., object], Any]] = queues.SimpleQueue()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def is_empty(self) -> bool:
+        return self._calls.empty()
+
+    def post(self, call: Callable[..., object], *args: Any) -> None:
+        self._calls.put((call, args))
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._writer, b"!")
+
+    def work(self) -> None:
+        """Make the calls that were posted until now (the owner)."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reader, 4096)  # before the queue: what is posted later, wakes again
+        while not self._calls.empty():
+            call, args = self._calls.get()
+            call(*args)
 
 
 class Service:
-    """Calls `tick` until stopped; a tick that fails is logged, and the next one comes.
+    """A named thread that calls `tick` until stopped; a tick that fails is logged, and the next one comes.
 
     Subclasses set `name` and `interval`, and implement `tick`, which does one iteration and neither loops nor sleeps.
     """

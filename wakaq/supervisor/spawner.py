@@ -32,27 +32,19 @@ class Spawner:
             forkserver.ensure_running()
 
     def spawn(self, number: int, worker_id: str) -> Child:
-        """Start a worker.
-
-        Raises:
-            OSError: There are no more processes or descriptors to be had, or the fork server has just died.
-            EOFError: The same.
-        """
+        """Start a worker; raises OSError or EOFError where nothing more can be had, or the fork server has just died."""
         ours, theirs = socket.socketpair()
         ours.settimeout(0)
         progress = Progress()
-        # Without a name, and written at its end however often it is emptied.
-        with tempfile.TemporaryFile(mode="a+b") as stacks:
+        # Closing our copy of `theirs` lets the worker's death be the end of the stream.
+        with theirs, tempfile.TemporaryFile() as stacks:
             file = InheritedFile(stacks.fileno())
             spec = Spec(self._path, number, worker_id, theirs, progress.memory, file)
-            process = self._context.Process(
-                target=main, args=(spec,), name=f"wakaq-worker-{number}"
-            )
+            name = f"wakaq-worker-{number}"
+            process = self._context.Process(target=main, args=(spec,), name=name)
             try:
                 process.start()
             except BaseException:
                 ours.close()
                 raise
-            finally:
-                theirs.close()  # so that the worker's death is the end of the stream
             return Child(number, process, Channel(ours), progress, os.dup(stacks.fileno()))

@@ -5,24 +5,19 @@ in `wakaq.worker.async_runner`, which can cancel one task and spare the others.
 """
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable
 
-from wakaq.message import describe
 from wakaq.supervisor.autopsy import HARD
 from wakaq.supervisor.child import Child, Death
-from wakaq.supervisor.outage import Outage
-from wakaq.supervisor.service import Service
+from wakaq.supervisor.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
-STACKS = 64_000  # bytes of a worker's stacks that are read
 
 
 def overdue(child: Child, now: float) -> tuple[int, float] | None:
     """Return slot and hard deadline of a task past it, or None."""
-    slots = (child.progress.slot, *list(child.async_slots))
-    for slot in slots:
+    for slot in (child.progress.slot, *list(child.async_slots)):
         deadline = child.progress.hard_deadlines[slot] if slot >= 0 else 0.0
         if 0.0 < deadline <= now:
             return slot, deadline
@@ -52,30 +47,21 @@ class Timeouts(Service):
                 continue
             if self._condemned.get(child) == task:
                 self._kill(child, task, now)
-            else:  # faulthandler writes the stacks until the next tick, even while C code holds the GIL
-                os.ftruncate(child.stacks_fd, 0)
-                child.signal(signal.SIGUSR1)
+            else:  # it has until the next tick to write its stacks
+                child.ask_for_stacks()
                 condemned[child] = task
         self._condemned = condemned
         return None
 
     def _kill(self, child: Child, task: tuple[int, float], now: float) -> None:
         slot, deadline = task
-        claim = child.assigned.get(slot)
-        stacks = read_stacks(child)
+        running = {one: (began, call) for one, began, call in child.running()}
+        began, call = running.get(slot, (now, "a task"))
+        stacks = child.read_stacks()
         if overdue(child, now) != task:  # it ended just now
             return
         logger.error(
-            "Worker %d (pid %d) is killed: %s ran into its hard timeout after %.1f s. It was at:\n%s",
-            child.number,
-            child.pid,
-            describe(claim.payload) if claim else "a task",
-            now - child.started_at(slot),
-            stacks,
+            "%s is killed: %s ran into its hard timeout after %.1f s. It was at:\n%s",
+            *(child, call, now - began, stacks),
         )
         child.kill(Death(HARD, slot, deadline, stacks))
-
-
-def read_stacks(child: Child) -> str:
-    """Return what faulthandler wrote last."""
-    return os.pread(child.stacks_fd, STACKS, 0).decode(errors="replace")

@@ -124,5 +124,7 @@ def test_after_a_kind_that_nobody_could_take_the_next_look_waits(make):
 
     assert len(crew.distribute(claims(1, SYNC))) == 1
     assert crew.wants(0.0) == []
-    assert crew.next_probe_at(0.0) != []
-    assert crew.wants(crew.next_probe_at(0.0)[0] + 1) == [(1, 1)]
+    (probe,) = crew.next_moments(0.0)
+    assert crew.wants(probe - 0.001) == []
+    assert crew.wants(probe) == [(1, 1)]
+    assert crew.next_moments(probe) == []
