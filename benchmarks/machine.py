@@ -129,6 +129,10 @@ class Marks:
             time.sleep(0.001)
         return time.monotonic()
 
+    def done(self) -> int:
+        """Return how many of the tasks ran."""
+        return self.capacity - self._map[self._runs_at :].count(0)
+
     def doubles(self, first: int, end: int) -> int:
         """Return how many of the tasks ran more than once."""
         runs = self._map[self._runs_at + first : self._runs_at + end]

@@ -18,33 +18,64 @@ def percentile(values: list[float], percent: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-def drain(session: Session, tasks: int, first: int = 0, **spec: Any) -> Figures:
-    """Let warm workers drain a queue that filled while they were stopped.
+class Costs:
+    """What workers and server have used up to now."""
 
-    The clock runs from the moment they may go on until every task has run and Redis holds none, waiting or in flight.
-    """
-    keys, server, parent = session.description["keys"], session.server, [session.workers[0].pid]
-    session.pause()
-    session.enqueue(tasks, first=first, bulk=session.peer.has_bulk, **spec)
-    used, parent_used = machine.cpu(session.pids()), machine.cpu(parent)
-    redis_used, commands, reads = server.cpu(), server.commands(), server.reads()
-    started = session.resume()
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._before = self._read()
+
+    def _read(self) -> list[float]:
+        session, server = self._session, self._session.server
+        parent = machine.cpu([session.workers[0].pid])
+        used = [machine.cpu(session.pids()), server.cpu(), server.commands(), server.reads()]
+        return [time.monotonic(), parent, *used]
+
+    def per_task(self, tasks: int) -> Figures:
+        """Return what so many tasks have cost since then."""
+        spent = [after - before for before, after in zip(self._before, self._read(), strict=True)]
+        seconds, parent, workers, redis, commands, reads = spent
+        return {
+            "drain": tasks / seconds,
+            "worker_cpu": workers / tasks * 1000,
+            "redis_cpu": redis / tasks * 1000,
+            "commands": commands / tasks,
+            "reads": reads / tasks,
+            "parent_share": parent / seconds,
+        }
+
+
+def _finish(session: Session, first: int, tasks: int) -> None:
+    """Wait until every task has run and Redis holds none, waiting or in flight."""
     session.marks.wait(first + tasks, 300, first)
+    keys, server = session.description["keys"], session.server
     machine.wait_until("Redis is empty", lambda: not server.left(keys), 30)
-    seconds = time.monotonic() - started
-    reads = server.reads() - reads
-    commands, redis_used = server.commands() - commands, server.cpu() - redis_used
-    used, parent_used = machine.cpu(session.pids()) - used, machine.cpu(parent) - parent_used
     if doubles := session.marks.doubles(first, first + tasks):
         print(f"{session.peer.name}: {doubles} tasks ran more than once", file=sys.stderr)
-    return {
-        "drain": tasks / seconds,
-        "worker_cpu": used / tasks * 1000,
-        "redis_cpu": redis_used / tasks * 1000,
-        "commands": commands / tasks,
-        "reads": reads / tasks,
-        "parent_share": parent_used / seconds,
-    }
+
+
+def drain(session: Session, tasks: int, first: int = 0, **spec: Any) -> Figures:
+    """Let warm workers drain a queue that filled while they were stopped: from the moment when they may go on."""
+    session.pause()
+    session.enqueue(tasks, first=first, bulk=session.peer.has_bulk, **spec)
+    costs = Costs(session)
+    session.resume()
+    _finish(session, first, tasks)
+    return costs.per_task(tasks)
+
+
+def drain_full(peer: Peer, tasks: int, **spec: Any) -> Figures:
+    """Start workers on a full queue, and measure from when a tenth is done.
+
+    Not by stopping warm ones meanwhile, which some peers take for dead then, and start more than were asked for.
+    """
+    with Session(peer, tasks) as session:
+        session.enqueue(tasks, bulk=peer.has_bulk, **spec)
+        session.spawn()
+        machine.wait_until("a tenth is done", lambda: session.marks.done() > tasks // 10, 60)
+        done, costs = session.marks.done(), Costs(session)
+        _finish(session, 0, tasks)
+        return costs.per_task(tasks - done)
 
 
 def pick_up(session: Session, first: int, count: int) -> Figures:
@@ -57,22 +88,21 @@ def pick_up(session: Session, first: int, count: int) -> Figures:
 
 
 def one_round(peer: Peer, scale: float) -> Figures:
-    """Measure everything once, on a fresh server."""
+    """Measure everything once, each part on a fresh server."""
     tasks, picked = int(peer.tasks * scale), max(50, int(300 * scale))
-    with Session(peer, tasks * 2 + picked + 1) as session:
-        produced = min(int(PRODUCED * scale), tasks)
+    figures = drain_full(peer, tasks)
+    figures["drain_1kb"] = drain_full(peer, tasks, size=1024)["drain"]
+    with Session(peer, tasks + picked + 1) as session:
         with session.pinned():
-            figures: Figures = {"enqueue": session.enqueue(produced)["rate"]}
+            figures["enqueue"] = session.enqueue(min(int(PRODUCED * scale), tasks))["rate"]
             if peer.has_bulk:
                 figures["bulk"] = session.enqueue(tasks, bulk=True)["rate"]
         session.server.client.flushall()
         session.start_workers()
-        figures |= drain(session, tasks)
-        figures["drain_1kb"] = drain(session, tasks, tasks, size=1024)["drain"]
         time.sleep(2)
         figures["pss"] = machine.pss(session.pids())
         figures["connections"] = session.server.connections()
-        return figures | pick_up(session, tasks * 2, picked)
+        return figures | pick_up(session, tasks, picked)
 
 
 def measure(names: list[str], rounds: int, scale: float) -> dict[str, dict[str, list[float]]]:
