@@ -38,7 +38,7 @@ nitpick_ignore_regex = [
     ),
     (
         "py:.*",
-        r"(wakaq\.[a-z]+\.)?(P|R|Hook|Wrapper|Task|Sender|Policy|Call|Named)(\.args|\.kwargs)?",
+        r"(wakaq\.[a-z]+\.)?(P|R|Hook|Wrapper|Task|Policy|Call)(\.args|\.kwargs)?",
     ),
 ]
 
