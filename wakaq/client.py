@@ -35,6 +35,8 @@ OUTAGES = (
     OutOfMemoryError,
     redis.exceptions.MasterDownError,
 )
+# Refusals that redis-py does not tell from others: a failover, a full disk, a replica that is away, a long script.
+_PASSING = {"UNBLOCKED", "MISCONF", "NOREPLICAS", "BUSY"}
 RedisError = redis.RedisError
 ResponseError = redis.ResponseError
 
@@ -58,7 +60,7 @@ class Wire:
         self._connection: Any = pool.connection_class(**pool.connection_kwargs)
         self._poll = select.poll()
         self._used_at = 0.0
-        self._is_owed = False  # whether a reply is still to come, also after an exception anywhere
+        self.is_owed = False  # whether a reply is still to come, also after an exception anywhere
 
     def fileno(self) -> int:
         return int(self._connection._sock.fileno())  # noqa: SLF001 - there is no other way to it
@@ -68,7 +70,7 @@ class Wire:
         connection, now = self._connection, time.monotonic()
         try:
             # The next command must not read the reply to one that a SoftTimeout, say, interrupted.
-            was_owed, self._is_owed = self._is_owed, True
+            was_owed, self.is_owed = self.is_owed, True
             if connection._sock is not None and (was_owed or self._is_gone(now)):  # noqa: SLF001
                 self.close()
             if connection._sock is None:  # noqa: SLF001
@@ -110,11 +112,14 @@ class Wire:
                 reply = b"".join(parts)[:size]
         except OSError as error:
             self._fail(error)
-        self._is_owed = False
+        self.is_owed = False
         if line[:1] == b"$" and line != b"$-1":
             return reply
         if line[:1] == b"-":
-            raise self._connection._parser.parse_error(line[1:].decode(errors="replace"))  # noqa: SLF001
+            text = line[1:].decode(errors="replace")
+            if text.split(" ", 1)[0] in _PASSING:
+                raise redis.ConnectionError(text)
+            raise self._connection._parser.parse_error(text)  # noqa: SLF001
         return int(line[1:]) if line[:1] == b":" else None
 
     def call(self, command: bytes) -> Any:
@@ -123,9 +128,8 @@ class Wire:
         return self.receive()
 
     def close(self) -> None:
-        if self._connection._sock is not None:  # noqa: SLF001
-            self._poll = select.poll()
-            self._connection.disconnect()
+        self._poll = select.poll()
+        self._connection.disconnect()
 
     def _more(self) -> bytes:
         part: bytes = self._connection._sock.recv(CHUNK)  # noqa: SLF001
@@ -176,7 +180,8 @@ class Client:
     def wire(self) -> Wire:
         """Return this thread's own wire."""
         local = self._local
-        if getattr(local, "pid", None) != os.getpid():
+        # One that is owed a reply is in use by what a signal handler interrupted, or was left by a SoftTimeout.
+        if getattr(local, "pid", None) != os.getpid() or local.wire.is_owed:
             local.wire, local.pid = Wire(self.client), os.getpid()
         return local.wire  # type: ignore[no-any-return]
 

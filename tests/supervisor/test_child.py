@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -180,3 +181,15 @@ def test_stacks_are_those_that_were_asked_for_last(child):
 
     # However often: to read does not move where the worker writes.
     assert child.read_stacks() == child.read_stacks() == "in time.sleep\ufffd"
+
+
+def test_behind_a_task_that_takes_long_nothing_more_is_claimed(child):
+    child._window = MOST_AHEAD
+    child.observe(10, 10 * 0.0001)
+    assert child.sync_room(0.001) > 1
+    child.run("a", now=time.monotonic() - LONG - 0.01)
+
+    # It would only be recalled, again and again.
+    assert child.sync_room(0.001) == 0
+    child.progress.end()
+    assert child.sync_room(0.001) > 1

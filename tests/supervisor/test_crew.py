@@ -2,7 +2,7 @@
 
 import pytest
 
-from wakaq.frames import Assign, Recall, Stop
+from wakaq.frames import SLOTS, Assign, Recall, Stop
 from wakaq.supervisor.child import LONG
 from wakaq.supervisor.crew import MOST_IN_TURN, Crew
 from wakaq.turn import Claim, Settlement
@@ -264,3 +264,17 @@ def test_a_broadcast_that_is_given_up_is_named_in_the_log(crew, caplog):
     crew.settle_relay(Settlement(None, "dead", [SYNC], b"letter"))
 
     assert "Broadcast sync() is given up, and leaves no dead letter" in caplog.text
+
+
+def test_broadcasts_wait_where_no_worker_has_room_for_them(mixed, child, sent):
+    join(mixed, child)
+    for _ in range(2 * SLOTS):
+        mixed.relay_later(ASYNC, 0.0)
+    mixed.relay(float("inf"))
+    given = len(child.async_slots)
+    assert 0 < given < SLOTS
+    child.take_back(list(child.async_slots)[:1])
+    mixed.give_relay(child, float("inf"))
+
+    assert len(child.async_slots) == given
+    assert len(sent) == given + 1

@@ -115,6 +115,8 @@ class Child:
         """Return how many sync tasks to give it now; 0 while it still has half of what it should have."""
         waiting, target = self.waiting, 1
         if self._average is not None and self._average < LONG:
+            if waiting and self._runs_long(time.monotonic()):
+                return 0
             ahead = math.ceil((HORIZON + round_trip) / max(self._average, 1e-6))
             target = min(1 + ahead, self._window, MOST_AHEAD)
             if waiting > target // 2:
@@ -132,10 +134,14 @@ class Child:
         waiting = self.waiting - 1
         if waiting < 1 or self.is_recalling:
             return False
-        if self.progress.slot >= 0 and now - self.progress.started_at > LONG:
+        if self._runs_long(now):
             return True
         # More than `sync_room` ever gives, so these became longer than they were.
         return waiting * (self._average or 0.0) > 2 * LONG + round_trip
+
+    def _runs_long(self, now: float) -> bool:
+        """Whether it runs a task behind which nothing is to wait."""
+        return self.progress.slot >= 0 and now - self.progress.started_at > LONG
 
     def assign(self, claims: list[Claim]) -> list[int]:
         """Note what it is about to be sent; returns the slots."""

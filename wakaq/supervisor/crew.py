@@ -150,7 +150,7 @@ class Crew:
 
     def _give(self, child: Child, claims: list[Claim]) -> list[Claim]:
         """Give a child what was claimed for it, as far as its kind has room there; returns the rest."""
-        if not child.can_serve:
+        if not claims or not child.can_serve:
             return claims
         if not self.has_async:
             self._assign(child, claims)
@@ -226,18 +226,21 @@ class Crew:
         """Have broadcasts run by whoever is free; where nobody is, they wait for `give_relay`."""
         if self._relays:
             for child in sorted(self.children, key=attrgetter("waiting")):
-                self.give_relay(child, now, is_free=child.is_idle)
+                while self.give_relay(child, now, is_free=child.is_idle):
+                    pass
 
-    def give_relay(self, child: Child, now: float, *, is_free: bool = True) -> None:
+    def give_relay(self, child: Child, now: float, *, is_free: bool = True) -> bool:
         """Let a worker that is free, or just was, run a broadcast next: no other will be free sooner."""
         for relay in self._relays:
             due, payload = relay
             is_async = self._is_async(payload)
-            if due <= now and child.can_serve and (is_free or is_async):
+            has_room = self._async_room(child) if is_async else is_free and child.free
+            if due <= now and child.can_serve and has_room:
                 self._relays.remove(relay)
                 self._assign(child, [Claim(None, payload)], is_async=is_async)
                 self._send_assigned()
-                return
+                return True
+        return False
 
     def settle_relay(self, settlement: Settlement) -> None:
         """Decide about a broadcast what Redis would about a payload: run it again, or not."""

@@ -31,6 +31,7 @@ class Ledger:
         self._served = served
         self._pending: list[Settlement] = []
         self._failures = 0
+        self._attempts: dict[int, int] = {}  # turn number -> how many settlements it carried
         self.rename("")
         # When to compare with the server; in doubt nothing else is asked of it before.
         self.compare_at = 0.0
@@ -40,12 +41,15 @@ class Ledger:
         self._is_pure = True
 
     def rename(self, worker_id: str) -> None:
-        """Go on under a new id; what is pending names its lanes itself."""
+        """Go on under a new id; what is pending names its lanes itself.
+
+        What a lost attempt carried is left to the rescuers: repeated without its fence, it could take an equal payload.
+        """
+        del self._pending[: max(self._attempts.values(), default=0)]
         self.worker_id = worker_id
         self._last_turn = 0
         self._tried = 0
-        # Turn number -> how many of the pending settlements it carried.
-        self._attempts: dict[int, int] = {}
+        self._attempts.clear()
         self._lanes: dict[int, list[Lane]] = {}
 
     @property

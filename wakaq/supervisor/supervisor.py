@@ -168,7 +168,8 @@ class Supervisor:
         name = signal.Signals(number).name
         if number == signal.SIGUSR1:
             for child in self._children:
-                child.ask_for_stacks()
+                if child.is_ready:  # before, the signal would kill it
+                    child.ask_for_stacks()
             self._in(STACKS_AFTER, self._show_stacks)
         elif self._is_draining or number == signal.SIGQUIT:
             logger.warning("%s: stopping at once", name)

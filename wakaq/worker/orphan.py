@@ -88,7 +88,8 @@ class Orphan:
         """Show that this process lives, and do what the supervisor's timeouts did."""
         if now >= self._entry["beat"] + BEAT:
             self._entry["beat"] = now
-            self._insist(self._broker.beat, self._worker_id, self._entry)
+            with suppress(*OUTAGES):  # not to keep the limits waiting
+                self._broker.beat(self._worker_id, self._entry)
         progress = self._executor.progress
         if 0.0 < progress.soft_deadline <= now:
             os.kill(os.getpid(), signal.SIGUSR2)

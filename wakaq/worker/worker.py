@@ -57,6 +57,7 @@ def main(spec: Spec) -> None:
         signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
+    spec.sock.settimeout(None)  # whatever the application made the default
     channel = Channel(spec.sock)
     loop = EventLoop()
     try:
