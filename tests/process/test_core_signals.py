@@ -143,3 +143,17 @@ def test_sigusr1_shows_every_workers_stacks_and_ends_nothing(start, redis, event
     assert "in nap" in worker.log
     assert popped(redis, 1) == ["one"]
     assert worker.workers(2) == pids
+
+
+def test_sigusr1_shows_the_stacks_of_now_however_often(start, redis, eventually):
+    worker = start(APP)
+    worker.app.nap.delay(15, "one")
+    popped(redis, 1, "started")
+    worker.workers(2)
+    for times in range(1, 4):
+        worker.process.send_signal(signal.SIGUSR1)
+        eventually(lambda times=times: worker.log.count("Stacks of Worker") == 2 * times)
+
+    # Each time from the beginning of the file, and nothing of what was there before.
+    assert worker.log.count("in nap") == 3
+    assert "\0" not in worker.log

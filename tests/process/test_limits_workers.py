@@ -42,6 +42,7 @@ def restored(monkeypatch):
         (heartbeat, "SILENCE"),
         (heartbeat.Heartbeat, "interval"),
         (memory, "GRACE"),
+        (supervisor, "Memory"),
         (supervisor, "EXIT_GRACE"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
@@ -112,6 +113,58 @@ def test_retiring_workers_lose_nothing_under_load(start, redis):
     assert_nothing_happened_twice(redis, 1_000)
 
 
+COUNTED = """
+@wakaq.task
+def count():
+    client.rpush("at once", client.incr("running"))
+    time.sleep(0.3)
+    client.decr("running")
+    client.rpush("done", f"{os.getpid()} count")
+"""
+
+
+def test_workers_of_one_task_each_are_never_more_at_once_than_asked_for(start, redis):
+    worker = start(APP.replace("wait_timeout", "max_tasks_per_worker=1, wait_timeout") + COUNTED)
+    worker.workers(2)
+    with worker.app.wakaq.batch():
+        for _ in range(20):
+            worker.app.count.delay()
+    pids = [pid for pid, _ in popped(redis, 20)]
+
+    assert len(set(pids)) == 20
+    assert {int(number) for number in redis.lrange("at once", 0, -1)} == {1, 2}
+    assert worker.stop() == 0
+    assert_nothing_happened_twice(redis, 20)
+
+
+def test_the_successor_of_a_worker_whose_last_task_is_async_serves_at_once(start, redis):
+    worker = start(
+        SINGLE.replace("wait_timeout", "max_tasks_per_worker=1, wait_timeout")
+        + """
+import asyncio
+
+@wakaq.task
+async def doze():
+    client.rpush("started", f"{os.getpid()} doze")
+    while not client.exists("enough"):
+        await asyncio.sleep(0.01)
+    client.rpush("done", f"{os.getpid()} doze")
+"""
+    )
+    worker.app.doze.delay()
+    ((pid, _),) = popped(redis, 1, "started")
+    worker.app.note.delay("beside")
+    try:
+        ((other, name),) = popped(redis, 1, within=5)
+    finally:
+        redis.set("enough", 1)
+
+    assert (other != pid, name) == (True, "beside")
+    assert popped(redis, 1) == [(pid, "doze")]
+    assert worker.stop() == 0
+    assert_nothing_happened_twice(redis, 2)
+
+
 LEAK = """
 import psutil
 
@@ -178,6 +231,49 @@ def test_the_heaviest_worker_may_end_its_task(start, redis, eventually):
     eventually(lambda: len(set(worker.workers(2)) - {pid}) == 2)
     assert worker.stop() == 0
     assert_nothing_happened_twice(redis, 1)
+
+
+MEASURED = """
+from wakaq.supervisor import memory, supervisor
+
+def measure():
+    client.incr("measured")
+    return float(client.get("used"))
+
+class Measured(memory.Memory):
+    interval = 0.1
+
+    def __init__(self, *args):
+        super().__init__(*args, measure)
+
+supervisor.Memory = Measured
+"""
+
+
+def test_no_worker_is_forked_while_memory_is_above_the_limit(start, redis, eventually):
+    redis.set("used", 10)
+    worker = start(APP.replace("wait_timeout", "max_mem_percent=50, wait_timeout", 1) + MEASURED)
+    before = worker.workers(2)
+    redis.set("used", 51)
+    # Idle workers give their memory back by exiting, one after another.
+    for pid in before:
+        eventually(lambda pid=pid: f"(pid {pid}) exited with status 0" in worker.log)
+    worker.app.note.delay("waits")
+    measured, seen = int(redis.get("measured")), set()
+
+    def has_measured_for_three_seconds():
+        seen.update(title for title in worker.titles().values() if ": worker" in title)
+        return int(redis.get("measured")) >= measured + 30
+
+    eventually(has_measured_for_three_seconds, within=10)
+    assert seen == set()
+    assert redis.llen("done") == 0
+    redis.set("used", 49)
+
+    ((pid, name),) = popped(redis, 1)
+    assert (pid not in before, name) == (True, "waits")
+    assert not set(worker.workers(2)) & set(before)
+    assert worker.stop() == 0
 
 
 def test_a_worker_that_is_silent_with_no_task_is_replaced(start, redis, eventually):
