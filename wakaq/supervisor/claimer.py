@@ -21,9 +21,8 @@ from wakaq.turn import Claim, Settlement, grouped
 logger = logging.getLogger("wakaq.supervisor")
 
 POLL = 0.025  # seconds between claims while watchers rest
-BURST = (
-    0.005  # seconds; what arrives faster than that is more than watchers should take, one by one
-)
+# Seconds; what arrives faster than that is more than watchers should take, one by one.
+BURST = 0.005
 
 
 class Claimer:

@@ -32,7 +32,7 @@ class Crew:
         # change of a child, so that no step looks at hundreds of them.
         self._hungry: set[Child] = set()
         self._crowded: set[Child] = set()
-        self._by_number: dict[int, list[Child]] = {}  # the oldest first, which is served
+        self._by_number: dict[int, list[Child]] = {}  # the oldest first; one of them can serve
         self._send = send
         self._async_limit = app.settings.async_concurrency
         self._async_names = frozenset(name for name, task in app.tasks.items() if task.is_async)
@@ -43,9 +43,8 @@ class Crew:
         self._no_sync_until = self._no_async_until = 0.0
         self._index = {queue.name: number for number, queue in enumerate(app.queues)}
         self._outbox: dict[Child, list[tuple[int, Claim]]] = {}
-        self._relays: list[
-            tuple[float, bytes]
-        ] = []  # broadcasts that nobody has yet, with the moment when they are due
+        # Broadcasts that nobody has yet, with the moment when they are due.
+        self._relays: list[tuple[float, bytes]] = []
 
     def join(self, child: Child) -> None:
         self.children.add(child)
