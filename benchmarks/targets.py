@@ -56,7 +56,7 @@ def from_results(table: Medians, asynchronous: Medians, delayed: Medians) -> Ite
     yield _at_most("Requests to Redis a task", own["reads"], 0.1)
     yield _at_most("Redis commands a task, with those in scripts", own["commands"], 0.1)
     yield Check("delay() / fastest peer", own["enqueue"] / best("enqueue"), 1.1)
-    yield Check("delay() / packed RPUSH", own["enqueue"] / blpop["enqueue"], 0.9)
+    yield Check("delay() / packed RPUSH", own["enqueue"] / lpop["enqueue"], 0.9)
     yield Check("batch() / delay()", own["bulk"] / own["enqueue"], 15)
     yield _at_most("pick-up p50 / BLPOP", own["pick_up_p50"] / blpop["pick_up_p50"], 1.25)
     yield _at_most("pick-up p99 / BLPOP", own["pick_up_p99"] / blpop["pick_up_p99"], 1.5)

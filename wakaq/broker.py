@@ -76,7 +76,7 @@ class Broker(Client):
 
     def publish(self, payload: bytes) -> int:
         """Broadcast a payload; returns how many supervisors are listening."""
-        return int(self.client.publish(self.keys.broadcast(), payload))
+        return int(self.client.publish(self.keys.broadcast, payload))
 
     # -- supervisors: claims -----------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Broker(Client):
     ) -> tuple[int | None, list[list[bytes]]]:
         """Return the number of the supervisor's last turn, None if it is not registered, and what its lanes hold."""
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.hget(self.keys.turns(), worker_id)
+            pipe.hget(self.keys.turns, worker_id)
             for lane in lanes:
                 pipe.lrange(lane.key, 0, -1)
             turn, *payloads = pipe.execute(raise_on_error=False)
@@ -136,8 +136,8 @@ class Broker(Client):
                 payloads[index] = []
         return None if turn is None else int(turn), payloads
 
-    def promote(self, limit: int) -> tuple[int, float | None]:
-        """Move due payloads to their queues; returns how many, and the seconds until the next one is due."""
+    def promote(self, limit: int) -> tuple[int, float]:
+        """Move due payloads to their queues; returns how many, and the seconds until the next one is due, maybe inf."""
         keys: list[str] = []
         for queue in self.queues:
             keys += (self.keys.of(queue).eta, self.keys.of(queue).queue)
@@ -145,12 +145,12 @@ class Broker(Client):
         moved, wait, *errors = reply.decode(errors="replace").split("\n")
         for error in errors:
             self.complain(error)
-        return int(moved), float(wait) if wait else None
+        return int(moved), float(wait)
 
     def subscribe(self) -> Any:
         """Return a subscription to the broadcasts, on a connection of its own."""
         subscription = self.client.pubsub(ignore_subscribe_messages=True)
-        subscription.subscribe(self.keys.broadcast())
+        subscription.subscribe(self.keys.broadcast)
         return subscription
 
     # -- supervisors: lease ------------------------------------------------------------------------
@@ -158,24 +158,24 @@ class Broker(Client):
     def register(self, worker_id: str, entry: Mapping[str, object]) -> None:
         """Announce a supervisor, before its first claim."""
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.hset(self.keys.registry(), worker_id, json.dumps(entry))
-            pipe.hset(self.keys.turns(), worker_id, "0")
+            pipe.hset(self.keys.registry, worker_id, json.dumps(entry))
+            pipe.hset(self.keys.turns, worker_id, "0")
             pipe.execute()
 
     def unregister(self, worker_id: str) -> None:
         with self.client.pipeline(transaction=True) as pipe:
-            pipe.hdel(self.keys.registry(), worker_id)
-            pipe.hdel(self.keys.turns(), worker_id)
+            pipe.hdel(self.keys.registry, worker_id)
+            pipe.hdel(self.keys.turns, worker_id)
             pipe.execute()
 
     def beat(self, worker_id: str, entry: Mapping[str, object]) -> bool:
         """Renew the entry; False if it is gone: this supervisor was declared dead."""
         args = [worker_id, json.dumps(entry)]
-        return bool(self.run_script("beat", [self.keys.registry()], args))
+        return bool(self.run_script("beat", [self.keys.registry], args))
 
     def registry(self) -> dict[str, bytes]:
         """Return each supervisor's entry as it is, unchecked."""
-        entries = self.client.hgetall(self.keys.registry())
+        entries = self.client.hgetall(self.keys.registry)
         return {key.decode(errors="replace"): value for key, value in entries.items()}
 
     def bury(self, worker_id: str, tombstone: str, entry: bytes) -> bool:
@@ -183,11 +183,11 @@ class Broker(Client):
 
         False if the entry is another by now: the supervisor has moved, or was buried by others.
         """
-        keys = [self.keys.registry(), self.keys.turns()]
+        keys = [self.keys.registry, self.keys.turns]
         return bool(self.run_script("bury", keys, [worker_id, tombstone, entry]))
 
     def forget(self, field: str) -> None:
-        self.client.hdel(self.keys.registry(), field)
+        self.client.hdel(self.keys.registry, field)
 
     def rescue(self, lane: Lane, pairs: Sequence[tuple[bytes, bytes]]) -> int:
         """Requeue payloads of a dead supervisor's lane, each as its second form; returns how many were still there."""

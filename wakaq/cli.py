@@ -87,27 +87,12 @@ def worker(path: str, *, embedded: bool, schedules: bool) -> int:
     configure(level, file, options.log_format, options.task_log_format)
 
     def more_services(broker: Broker, outage: Outage) -> list[Service]:
-        return [Periodic(Scheduler(app, broker, lambda _: None), outage)] if schedules else []
+        return [Scheduler(app, broker, lambda _: None, outage)] if schedules else []
 
     # Until the supervisor handles it, so that no server of ours is left behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with EmbeddedServer(app.settings) if embedded else contextlib.nullcontext():
         return Supervisor(app, path, more_services).run()
-
-
-class Periodic(Service):
-    """The thread that enqueues periodic tasks, in a supervisor or alone."""
-
-    name = "scheduler"
-
-    def __init__(self, scheduler: Scheduler, outage: Outage) -> None:
-        super().__init__(outage)
-        self._scheduler = scheduler
-
-    def tick(self, now: float) -> float:
-        wait = self._scheduler.tick()
-        self._outage.end(now)
-        return wait
 
 
 @main.command()
@@ -122,7 +107,7 @@ def scheduler(path: str) -> None:
     level, file = options.scheduler_log_level, options.scheduler_log_file
     configure(level, file, options.log_format, options.task_log_format)
     app.broker.ping()
-    service = Periodic(Scheduler(app, app.broker, set_title), Outage())
+    service = Scheduler(app, app.broker, set_title, Outage())
     # Before the thread starts, so that it blocks them, too: they wait for sigwait.
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -62,8 +62,10 @@ class Wire:
         self._used_at = 0.0
         self.is_owed = False  # whether a reply is still to come, also after an exception anywhere
 
-    def fileno(self) -> int:
-        return int(self._connection._sock.fileno())  # noqa: SLF001 - there is no other way to it
+    @property
+    def sock(self) -> Any:
+        """Its socket, None while it is not connected."""
+        return self._connection._sock  # noqa: SLF001 - there is no other way to it
 
     def send(self, command: bytes) -> None:
         """Send a packed command, on a new connection if this one is gone: later, nobody could tell what was executed."""
@@ -75,7 +77,7 @@ class Wire:
                 self.close()
             if connection._sock is None:  # noqa: SLF001
                 connection.connect()
-                self._poll.register(self.fileno(), select.POLLIN)
+                self._poll.register(self.sock, select.POLLIN)
             self._used_at = now
             connection._sock.sendall(command)  # noqa: SLF001
         except OSError as error:
@@ -105,11 +107,7 @@ class Wire:
             line, _, rest = reply.partition(b"\r\n")
             if line[:1] == b"$" and line != b"$-1":
                 size = int(line[1:])
-                parts, missing = [rest], size + 2 - len(rest)
-                while missing > 0:
-                    parts.append(self._more())
-                    missing -= len(parts[-1])
-                reply = b"".join(parts)[:size]
+                reply = rest[:size] if len(rest) >= size + 2 else self._rest(rest, size)
         except OSError as error:
             self._fail(error)
         self.is_owed = False
@@ -131,17 +129,30 @@ class Wire:
         self._poll = select.poll()
         self._connection.disconnect()
 
+    def _rest(self, start: bytes, size: int) -> bytes:
+        """Return a long reply, which goes on behind this start."""
+        buffer = bytearray(size + 2)
+        buffer[: len(start)] = start
+        view, position = memoryview(buffer), len(start)
+        while position < len(buffer):
+            got = self._connection._sock.recv_into(view[position:])  # noqa: SLF001
+            position += _checked(got)
+        return bytes(view[:size])
+
     def _more(self) -> bytes:
-        part: bytes = self._connection._sock.recv(CHUNK)  # noqa: SLF001
-        if not part:
-            raise ConnectionResetError("the server closed the connection")
-        return part
+        return _checked(self._connection._sock.recv(CHUNK))  # type: ignore[no-any-return]  # noqa: SLF001
 
     def _fail(self, error: OSError) -> NoReturn:
         self.close()
         if isinstance(error, TimeoutError):
             raise redis.TimeoutError(f"no answer from Redis: {error}") from error
         raise redis.ConnectionError(str(error)) from error
+
+
+def _checked(received: Any) -> Any:
+    if not received:
+        raise ConnectionResetError("the server closed the connection")
+    return received
 
 
 class Client:

@@ -19,7 +19,7 @@ class Inspector(Broker):
 
     def look(self) -> dict[str, Any]:
         """Return counts of each queue in order of priority, and what each supervisor said last of itself, fit for JSON."""
-        registry = self.client.hgetall(self.keys.registry())
+        registry = self.client.hgetall(self.keys.registry)
         owners = {key.decode(errors="replace"): _read(entry) for key, entry in registry.items()}
         # Not the tombstones of those that were rescued, nor workers that outlive their supervisor.
         supervisors = [

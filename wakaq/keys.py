@@ -38,6 +38,9 @@ class Keys:
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
+        self.registry = f"{prefix}:registry:workers"
+        self.turns = f"{prefix}:registry:turns"
+        self.broadcast = f"{prefix}-broadcast"
         self._known: dict[str, QueueKeys] = {}
 
     def of(self, queue: Queue) -> QueueKeys:
@@ -53,12 +56,3 @@ class Keys:
 
     def cron(self, queue: Queue, identity: str) -> str:
         return f"{queue.prefix or self._prefix}:cron:{queue.name}:{identity}"
-
-    def registry(self) -> str:
-        return f"{self._prefix}:registry:workers"
-
-    def turns(self) -> str:
-        return f"{self._prefix}:registry:turns"
-
-    def broadcast(self) -> str:
-        return f"{self._prefix}-broadcast"

@@ -1,4 +1,4 @@
-"""Enqueues periodic tasks when they are due. Not for saying when that is: `cron` does; nor a thread or a process: see `cli`.
+"""Enqueues periodic tasks when they are due. Not for saying when that is: `cron` does; nor a process: see `cli`.
 
 Any number may run at once: `Broker.fire` enqueues a tick of a schedule once, whoever comes first.
 """
@@ -12,6 +12,7 @@ from wakaq.app import WakaQ
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES, RedisError
 from wakaq.cron import CronTask
+from wakaq.supervisor.service import Outage, Service
 
 logger = logging.getLogger("wakaq.scheduler")
 
@@ -21,24 +22,27 @@ LOOK = 30.0  # seconds between looks at the clock, which may be set or be anothe
 REMEMBER = 86_400  # seconds for which no stopped and continued scheduler repeats a tick
 
 
-class Scheduler:
-    """All schedules of an application, by the clock of its Redis; one thread calls `tick`.
+class Scheduler(Service):
+    """The thread that enqueues all schedules of an application, by the clock of its Redis, in a supervisor or alone.
 
     `show` gets a text for the process title that says what comes next.
     """
 
-    def __init__(self, app: WakaQ, broker: Broker, show: Callable[[str], None]) -> None:
+    def __init__(
+        self, app: WakaQ, broker: Broker, show: Callable[[str], None], outage: Outage
+    ) -> None:
+        super().__init__(outage)
         self._app, self._broker, self._show = app, broker, show
         self._said = ""
         # Each schedule's first tick that has not been enqueued; unix time.
         self._due = dict.fromkeys(app.schedules, 0.0)
 
-    def tick(self) -> float:
-        """Enqueue what is due; returns the seconds until that is to be done again."""
+    def tick(self, now: float) -> float:
         now_at = self._broker.time()
         answered = time.monotonic()
         for schedule in self._due:
             self._serve(schedule, now_at)
+        self._outage.end(now)
         if not self._due:
             self._say("no schedules, nothing to do")
             return LOOK

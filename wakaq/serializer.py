@@ -24,7 +24,7 @@ def dumps(value: object, *path: str) -> bytes:
     try:
         # The encoder turns the keys 1, None and True into strings without a word, so it cannot be left to find them.
         _check(value, path, _SCALARS)
-        return _encode(value).encode()
+        return "".join(_encode(value, 0)).encode()
     except ValueError:
         # Only now is it worth the time to look at each number.
         _check(value, path, ())
@@ -126,5 +126,12 @@ def _revive(tagged: dict[str, Any]) -> object:
 
 
 # Arguments that contain themselves end in a RecursionError: cheaper than remembering every container.
-_encode = json.JSONEncoder(allow_nan=False, check_circular=False, default=_tag).encode
+_ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, default=_tag)
+# What its `encode` makes anew for each value, for which it takes longer than for a short value; None where Python has no C.
+_make: Any = getattr(json.encoder, "c_make_encoder", None)
+_encode: Callable[[object, int], Iterable[str]] = (
+    _make(None, _tag, json.encoder.encode_basestring_ascii, None, ": ", ", ", *[False] * 3)
+    if _make
+    else lambda value, _: _ENCODER.iterencode(value)
+)
 _PLAIN, _TAGGED = json.JSONDecoder(), json.JSONDecoder(object_hook=_revive)

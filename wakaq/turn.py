@@ -55,7 +55,7 @@ class Turn:
 
     def __init__(self, keys: Keys, worker_id: str, expected: int | None, number: int) -> None:
         self._spell = keys
-        self._index: dict[str, int] = {keys.turns(): 1}
+        self._index: dict[str, int] = {keys.turns: 1}
         self._lanes: dict[int, Lane] = {}
         self.args: list[str | bytes | int | float] = [
             worker_id,

@@ -226,3 +226,66 @@ def fork():
     pid = int(popped(redis, 1, "child")[0])
 
     eventually(lambda: not psutil.pid_exists(pid))
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [("supervisor.Supervisor", "The supervisor"), ("dispatcher.Dispatcher", "The dispatcher")],
+)
+def test_a_supervisor_that_meets_a_bug_of_its_own_exits_and_its_tasks_end(
+    start, redis, eventually, place, what
+):
+    module, name = place.split(".")
+    bug = f"""
+from wakaq.supervisor.{module} import {name}
+step = {name}._step
+
+def broken(self):
+    if client.exists("bug"):
+        raise RuntimeError("a bug")
+    step(self)
+
+{name}._step = broken
+"""
+    worker = start(APP + bug)
+    worker.app.nap.delay(3.0, "a")  # longer than the supervisor sleeps
+    started(redis)
+    redis.set("bug", 1)
+
+    assert worker.wait() == 4
+    assert f"{what} failed: this is a bug in WakaQ" in worker.log
+    assert popped(redis, 1) == ["a"]
+    eventually(lambda: redis.keys("wakaq:inflight:*") == [])
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd_open")
+def test_a_worker_that_the_supervisor_cannot_hold_is_ended_and_leaves_no_descriptor(
+    start, redis, eventually
+):
+    def descriptors(source):
+        worker = start(source)
+        worker.app.nap.delay(0, "a")
+        popped(redis, 1)
+        assert len(worker.workers()) == 1
+        watching = "blmove"  # both queues: all connections are there
+        eventually(lambda: [c["cmd"] for c in redis.client_list()].count(watching) == 2)
+        found = psutil.Process(worker.pid).num_fds()
+        assert worker.stop() == 0
+        return found, worker.log
+
+    usual, _ = descriptors(APP)
+    failing = """
+real, calls = os.pidfd_open, []
+
+def pidfd_open(pid):
+    calls.append(pid)
+    if len(calls) == 1:
+        raise OSError(24, "Too many open files")
+    return real(pid)
+
+os.pidfd_open = pidfd_open
+"""
+    found, log = descriptors(APP + failing)
+
+    assert "Worker 1 cannot be forked, trying again" in log
+    assert found == usual

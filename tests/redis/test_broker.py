@@ -129,9 +129,9 @@ def test_keys_are_those_that_the_siblings_use():
         "wakaq:stats:emails",
     )
     assert keys.inflight(queue, "id", 3) == "wakaq:inflight:emails:id:3"
-    assert keys.broadcast() == "wakaq-broadcast"
-    assert keys.registry() == REGISTRY
-    assert keys.turns() == TURNS
+    assert keys.broadcast == "wakaq-broadcast"
+    assert keys.registry == REGISTRY
+    assert keys.turns == TURNS
 
 
 def test_a_queue_may_have_a_prefix_of_its_own():

@@ -11,6 +11,7 @@ from wakaq import CronTask, WakaQ
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES
 from wakaq.scheduler import Scheduler
+from wakaq.supervisor.service import Outage
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def make(app_url):
         broker = Broker(app.settings, app.queues)
         brokers.append(broker)
         titles = []
-        return Scheduler(app, broker, titles.append), titles
+        return Scheduler(app, broker, titles.append, Outage()), titles
 
     yield make
     for broker in brokers:
@@ -57,10 +58,10 @@ def test_a_tick_missed_five_minutes_ago_is_enqueued_once(make, redis):
     schedule = daily(5), "report"
 
     first, _ = make(schedule)
-    first.tick()
-    first.tick()
+    first.tick(time.monotonic())
+    first.tick(time.monotonic())
     second, _ = make(schedule)
-    second.tick()
+    second.tick(time.monotonic())
 
     assert redis.lrange("wakaq:high", 0, -1) == [b'{"name": "report", "args": [], "kwargs": {}}']
 
@@ -68,7 +69,7 @@ def test_a_tick_missed_five_minutes_ago_is_enqueued_once(make, redis):
 def test_a_tick_missed_fifteen_minutes_ago_is_not_enqueued(make, redis):
     scheduler, titles = make((daily(15), "report"))
 
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
 
     assert redis.keys("*") == []
     assert len(titles) == 1
@@ -78,7 +79,7 @@ def test_of_many_missed_ticks_only_the_latest_is_enqueued(make, redis):
     scheduler, _ = make(("* * * * *", "report"))
     tick = time_of_day() // 60 * 60
 
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
 
     assert redis.llen("wakaq:high") == 1
     (key,) = redis.keys("wakaq:cron:*")
@@ -87,12 +88,12 @@ def test_of_many_missed_ticks_only_the_latest_is_enqueued(make, redis):
 
 def test_a_short_stall_of_a_running_scheduler_loses_no_tick(make, redis, eventually):
     scheduler, _ = make(("* * * * * *", "report"))
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
     (key,) = redis.keys("wakaq:cron:*")
     first = float(redis.get(key))
     eventually(lambda: redis.time()[0] >= first + 3)
 
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
 
     assert redis.llen("wakaq:high") == float(redis.get(key)) - first + 1 >= 4
 
@@ -100,7 +101,7 @@ def test_a_short_stall_of_a_running_scheduler_loses_no_tick(make, redis, eventua
 def test_a_scheduler_asks_to_be_asked_again_at_the_next_tick(make, redis):
     scheduler, _ = make(("* * * * * */2", "report"))
 
-    wait = scheduler.tick()
+    wait = scheduler.tick(time.monotonic())
 
     seconds, microseconds = redis.time()
     due = seconds + microseconds / 1e6 + wait
@@ -110,13 +111,13 @@ def test_a_scheduler_asks_to_be_asked_again_at_the_next_tick(make, redis):
 def test_a_scheduler_looks_at_the_clock_now_and_then(make):
     scheduler, _ = make((daily(60), "report"))
 
-    assert scheduler.tick() == 30
+    assert scheduler.tick(time.monotonic()) == 30
 
 
 def test_without_schedules_there_is_nothing_to_do_and_the_title_says_so(make, redis):
     scheduler, titles = make()
 
-    assert scheduler.tick() == 30
+    assert scheduler.tick(time.monotonic()) == 30
     assert titles == ["wakaq-scheduler: no schedules, nothing to do"]
     assert redis.keys("*") == []
 
@@ -134,7 +135,7 @@ def test_the_queue_is_the_schedules_else_the_tasks_else_the_default_one(
 ):
     scheduler, _ = make(schedule)
 
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
 
     assert redis.llen(f"wakaq:{queue}") == 1
 
@@ -142,7 +143,7 @@ def test_the_queue_is_the_schedules_else_the_tasks_else_the_default_one(
 def test_two_calls_of_one_task_at_one_moment_are_two_schedules(make, redis):
     scheduler, _ = make(("* * * * *", "report", [1]), ("* * * * *", "report", [2]))
 
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
 
     assert redis.llen("wakaq:high") == 2
 
@@ -150,10 +151,10 @@ def test_two_calls_of_one_task_at_one_moment_are_two_schedules(make, redis):
 def test_title_and_log_say_what_comes_next_to_the_minute_or_second(make, caplog):
     with caplog.at_level(logging.DEBUG, "wakaq"):
         scheduler, titles = make((daily(60), "other"), (daily(30), "report"))
-        scheduler.tick()
-        scheduler.tick()
+        scheduler.tick(time.monotonic())
+        scheduler.tick(time.monotonic())
         by_seconds, more = make(("* * * * * 1-59/2", "report"))
-        by_seconds.tick()
+        by_seconds.tick(time.monotonic())
 
     (title,) = titles
     moment = title.removeprefix("wakaq-scheduler: next other at ")
@@ -166,8 +167,8 @@ def test_a_queue_that_refuses_holds_up_no_other_schedule(make, redis, caplog):
     redis.set("wakaq:high", "no list")
     scheduler, _ = make(("* * * * *", "report"), ("* * * * *", "other"))
 
-    scheduler.tick()
-    scheduler.tick()
+    scheduler.tick(time.monotonic())
+    scheduler.tick(time.monotonic())
 
     assert redis.llen("wakaq:low") == 1
     assert caplog.text.count("cannot be enqueued: its tick is skipped") == 1
@@ -180,9 +181,9 @@ def test_an_outage_goes_to_the_caller_and_the_tick_stays_due(make, make_server):
     with closing(server.client()) as client:
         client.config_set("maxmemory", 1)
         with pytest.raises(OUTAGES):
-            scheduler.tick()
+            scheduler.tick(time.monotonic())
         client.config_set("maxmemory", 0)
 
-        scheduler.tick()
+        scheduler.tick(time.monotonic())
 
         assert client.llen("wakaq:high") == 1

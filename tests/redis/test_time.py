@@ -1,6 +1,7 @@
 """What waits for its time in Redis: delaying, promoting, and firing the ticks of schedules."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -94,7 +95,7 @@ def test_what_is_due_goes_to_the_front_the_oldest_first(broker, redis):
 
 
 def test_nothing_delayed_is_nothing_to_wait_for(broker, redis):
-    assert broker.promote(1_000) == (0, None)
+    assert broker.promote(1_000) == (0, math.inf)
     assert contents(redis) == {}
 
 
@@ -116,7 +117,7 @@ def test_one_call_moves_no_more_than_it_may_over_all_queues(broker, redis):
     assert broker.promote(7) == (7, 0.0)
     assert redis.llen("wakaq:high") == 5
     assert redis.lrange("wakaq:low", 0, -1) == [b"l0", b"l1"]
-    assert broker.promote(7) == (3, None)
+    assert broker.promote(7) == (3, math.inf)
     assert redis.lrange("wakaq:low", 0, -1) == [b"l2", b"l3", b"l4", b"l0", b"l1"]
 
 
@@ -141,7 +142,7 @@ def test_a_set_of_a_wrong_type_stops_no_other_queue(broker, redis, caplog):
     redis.rpush("wakaq:eta:high", "no set")
     redis.zadd("wakaq:eta:low", {"b": 1})
 
-    assert broker.promote(1_000) == (1, None)
+    assert broker.promote(1_000) == (1, math.inf)
     assert redis.lrange("wakaq:low", 0, -1) == [b"b"]
     assert "wakaq:eta:high" in caplog.text
 
@@ -155,7 +156,7 @@ def test_a_server_that_is_out_of_memory_still_promotes(make_server):
         with pytest.raises(redis_py.exceptions.OutOfMemoryError):
             client.set("x", "y")
 
-        assert broker.promote(1_000) == (1, None)
+        assert broker.promote(1_000) == (1, math.inf)
         assert client.lrange("wakaq:high", 0, -1) == [b"a"]
 
 

@@ -700,19 +700,19 @@ def test_a_wire_that_was_closed_connects_again(wire):
 
 def test_a_descriptor_that_somebody_else_has_by_now_is_looked_at_no_more(wire):
     connection_of(wire)
-    before = wire.fileno()
+    before = wire.sock.fileno()
     wire.close()
     with Path("/dev/null").open("rb") as other:  # always readable, as a closed connection is
         assert other.fileno() == before
         number = connection_of(wire)
-        assert wire.fileno() != before
+        assert wire.sock.fileno() != before
         assert connection_of(wire) == number
 
 
 def test_a_descriptor_tells_when_the_reply_is_there(wire, redis):
     wire.send(pack("BLMOVE", "list", "other", "LEFT", "RIGHT", 0))
     with selectors.DefaultSelector() as selector:
-        selector.register(wire.fileno(), selectors.EVENT_READ)
+        selector.register(wire.sock, selectors.EVENT_READ)
         assert selector.select(0) == []
         redis.rpush("list", "a")
         assert selector.select(5)

@@ -123,6 +123,28 @@ def test_what_waits_is_claimed_by_a_turn_and_what_arrives_by_a_watcher(dispatche
     assert redis.hgetall(STATS) == {b"done": b"2"}
 
 
+def test_connections_that_the_server_closes_while_nobody_waits_on_them_are_made_anew(
+    dispatcher, worker, redis, caplog
+):
+    step_until(dispatcher, lambda: watches(dispatcher))
+    redis.rpush(LOW, "a")
+    # The other queue's watcher comes to its end, and does not go on, since no worker is idle.
+    step_until(dispatcher, lambda: worker.assigned and not watches(dispatcher))
+    sockets = [watcher.sock for watcher in dispatcher.claimer._watchers._watchers]
+    assert None not in sockets
+    redis.client_kill_filter(_type="normal", skipme=True)
+    known = dispatcher._selector.get_map()
+    step_until(
+        dispatcher, lambda: len(known) == 2
+    )  # the mailbox and the worker: nothing to spin on
+
+    finish(dispatcher, worker)
+    step_until(dispatcher, lambda: watches(dispatcher))
+    redis.rpush(LOW, "b")
+    step_until(dispatcher, lambda: had(worker) == [b"b"])
+    assert caplog.messages == []  # it is no outage
+
+
 def test_what_nobody_can_take_goes_back_to_the_front_in_its_order(dispatcher, worker, redis):
     step_until(dispatcher, lambda: watches(dispatcher))
     dispatcher.retire_child(worker)

@@ -1,7 +1,7 @@
 -- Moves delayed payloads that are due to the front of their queues, the one due first foremost.
 -- KEYS     delayed (zset), queue (list), …    pairs
 -- ARGV[1]  how many payloads at most, over all queues
--- Returns lines: how many were moved, seconds until the next is due ('' if none waits), and errors. A key of a wrong type
+-- Returns lines: how many were moved, seconds until the next is due (inf if none waits), and errors. A key of a wrong type
 -- is an error, and what was to be moved stays where it was: the other queues go on.
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
@@ -33,5 +33,5 @@ for i = 1, #KEYS, 2 do
     errors[#errors + 1] = KEYS[i] .. ': ' .. text
   end
 end
-local wait = next_due and string.format('%.6f', math.max(next_due - now, 0)) or ''
+local wait = next_due and string.format('%.6f', math.max(next_due - now, 0)) or 'inf'
 return table.concat({moved, wait, unpack(errors)}, '\n')

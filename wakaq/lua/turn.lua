@@ -22,7 +22,7 @@ if expected ~= '' and redis.call('HGET', KEYS[1], worker_id) ~= expected then re
 redis.call('HDEL', KEYS[1], '')
 if expected ~= '' then redis.call('HSET', KEYS[1], worker_id, number) end
 
-local numbers, texts, errors = {}, {}, {}
+local numbers, texts, errors = {}, {''}, {} -- the first text is for the numbers
 local position = 4
 local function take()
   position = position + 1
@@ -127,4 +127,5 @@ local operations = {
 }
 while position <= #ARGV do operations[take()]() end
 report(0, errors)
-return table.concat(numbers, ' ') .. '\n' .. table.concat(texts)
+texts[1] = table.concat(numbers, ' ') .. '\n'
+return table.concat(texts) -- made once: the server hashes each string that a script makes

@@ -10,7 +10,6 @@ from wakaq.supervisor.service import Outage, Service
 class Broadcast(Service):
     """The thread that listens; what is published while Redis is away reaches nobody, as pub/sub has it."""
 
-    name = "broadcast"
     interval = 0.0
 
     def __init__(self, broker: Broker, relay: Callable[[bytes], None], outage: Outage) -> None:

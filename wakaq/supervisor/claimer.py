@@ -4,6 +4,7 @@ Dispatcher thread only.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -149,6 +150,7 @@ class Claimer:
         now = time.monotonic()
         if claim := self._watchers.answer(watcher):
             self.requeue(self._crew.distribute([claim]))
+            os.sched_yield()  # the worker may have been woken on this very core, and is to go first
             if now - self._answered_at < BURST:
                 self.is_drained = False  # a turn takes many at a time
             self._answered_at = now

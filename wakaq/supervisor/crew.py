@@ -185,10 +185,9 @@ class Crew:
         if is_async:
             child.async_slots.update(dict.fromkeys(slots, time.monotonic()))
         self._outbox.setdefault(child, []).extend(zip(slots, claims, strict=True))
-        self.update(child)
 
     def _send_assigned(self) -> None:
-        """Send what was assigned: a frame per child and queue."""
+        """Send what was assigned: a frame per child and queue; only then is there time for anything else."""
         outbox, self._outbox = self._outbox, {}
         for child, assigned in outbox.items():
             for lane, group in groupby(assigned, key=lambda pair: pair[1].lane):
@@ -196,6 +195,7 @@ class Crew:
                 payloads = [claim.payload for claim in claims]
                 index, number = (self._index[lane.queue.name], lane.number) if lane else (-1, -1)
                 self._send(child, Assign(index, number, list(slots), payloads, lane is None))
+            self.update(child)
 
     def _is_async(self, payload: bytes) -> bool:
         return self.has_async and name_of(payload) in self._async_names

@@ -5,7 +5,6 @@ waits here, and `Ledger` finds out afterwards what Redis has seen of it.
 """
 
 import logging
-import os
 import selectors
 import threading
 import time
@@ -21,14 +20,13 @@ from wakaq.supervisor.claimer import Claimer
 from wakaq.supervisor.crew import Crew
 from wakaq.supervisor.lease import Lease
 from wakaq.supervisor.ledger import Ledger
-from wakaq.supervisor.service import Mailbox, Outage
+from wakaq.supervisor.service import Mailbox, Outage, crash
 from wakaq.supervisor.watcher import Watcher, Watchers
 from wakaq.turn import Settlement
 
 logger = logging.getLogger("wakaq.supervisor")
 
 GLANCE = 0.025  # seconds between looks for what is to be recalled
-CRASHED = 4  # exit status: a bug of ours
 LOOK = 1.0  # seconds between looks at watchers that get no answer
 
 
@@ -67,11 +65,8 @@ class Dispatcher(threading.Thread):
         try:
             while not self._is_finished():
                 self._step()
-        # Without its dispatcher a supervisor is no use, and its workers take care of themselves.
-        except BaseException:
-            logger.critical("The dispatcher failed: this is a bug in WakaQ", exc_info=True)
-            logging.shutdown()
-            os._exit(CRASHED)
+        except BaseException:  # noqa: BLE001 - whatever it is
+            crash("The dispatcher")
         self._selector.close()
 
     def _is_finished(self) -> bool:

@@ -17,7 +17,6 @@ SILENCE = 30.0  # seconds
 class Heartbeat(Service):
     """The thread that pings; `flush_later` has the dispatcher send what a socket did not take."""
 
-    name = "heartbeat"
     interval = 1.0
 
     def __init__(

@@ -46,8 +46,6 @@ class Lease(Service):
         term: Seconds without a heartbeat after which a supervisor is dead.
     """
 
-    name = "lease"
-
     def __init__(
         self, app: WakaQ, outage: Outage, describe: Callable[[], Any], term: float = TERM
     ) -> None:

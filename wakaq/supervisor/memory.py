@@ -42,7 +42,6 @@ def rss(child: Child) -> int:
 class Memory(Service):
     """The thread that watches memory; one victim at a time."""
 
-    name = "memory"
     interval = 1.0
 
     def __init__(

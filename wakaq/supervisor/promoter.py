@@ -11,8 +11,6 @@ MOST = 1_000  # payloads in one call
 class Promoter(Service):
     """The thread that promotes."""
 
-    name = "promoter"
-
     def __init__(self, broker: Broker, outage: Outage) -> None:
         super().__init__(outage)
         self._broker = broker
@@ -22,8 +20,6 @@ class Promoter(Service):
         self._outage.end(now)
         if moved == MOST:
             return 0.0
-        wait = self._broker.settings.wait_timeout
-        if next_due is None or next_due > wait:
-            return wait
         # `next_due` was true when the server answered: the way back counts.
-        return max(0.0, next_due - (time.monotonic() - now) / 2)
+        wait = max(0.0, next_due - (time.monotonic() - now) / 2)
+        return min(wait, self._broker.settings.wait_timeout)

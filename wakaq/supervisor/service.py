@@ -7,12 +7,20 @@ import queue as queues
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from wakaq.client import LONGEST_BACKOFF, OUTAGES, backoff
 
 logger = logging.getLogger("wakaq.supervisor")
+CRASHED = 4  # exit status: a bug of ours
 QUIET = LONGEST_BACKOFF + 1.0  # seconds without a failure after which an outage is over
+
+
+def crash(what: str) -> NoReturn:
+    """End this process, which is no use any more: its workers end what they run, and others rescue the rest."""
+    logger.critical("%s failed: this is a bug in WakaQ", what, exc_info=True)  # noqa: LOG014 - called in an except
+    logging.shutdown()
+    os._exit(CRASHED)
 
 
 class Outage:
@@ -70,39 +78,29 @@ class Mailbox:
             call(*args)
 
 
-class Service:
-    """A named thread that calls `tick` until stopped; a tick that fails is logged, and the next one comes.
+class Service(threading.Thread):
+    """A thread, named after its class, that calls `tick` until stopped; a tick that fails is logged, and the next one comes.
 
-    Subclasses set `name` and `interval`, and implement `tick`, which does one iteration and neither loops nor sleeps.
+    Subclasses implement `tick`, which does one iteration and neither loops nor sleeps.
     """
 
-    name = "service"
     interval = 1.0
     longest_pause = LONGEST_BACKOFF  # seconds between ticks while Redis is away
 
     def __init__(self, outage: Outage) -> None:
+        super().__init__(name=f"wakaq-{type(self).__name__.lower()}", daemon=True)
         self._outage = outage
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"wakaq-{self.name}", daemon=True)
 
     def tick(self, now: float) -> float | None:
         """Do one iteration at the monotonic time `now`; returns the seconds until the next, None for `interval`."""
         raise NotImplementedError
 
-    def start(self) -> None:
-        self._thread.start()
-
     def stop(self) -> None:
         """Ask the thread to end; it does after its tick, which takes no longer than `wait_timeout` while Redis answers."""
         self._stopping.set()
 
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread's end; False if it has not come in time."""
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
             now = time.monotonic()
@@ -115,7 +113,7 @@ class Service:
                 failures += 1
             # Broad: one bad tick, be it a bug or a key that someone overwrote, must not end the thread that guards a fleet.
             except Exception:
-                logger.exception("%s failed, and will try again", self._thread.name)
+                logger.exception("%s failed, and will try again", self.name)
                 wait = max(self.interval, backoff(failures))
                 failures += 1
             self._stopping.wait(self.interval if wait is None else wait)

@@ -42,9 +42,12 @@ class Spawner:
             spec = Spec(self._path, number, worker_id, theirs, progress.memory, file)
             name = f"wakaq-worker-{number}"
             process = self._context.Process(target=main, args=(spec,), name=name)
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(ours.close)
                 process.start()
-            except BaseException:
-                ours.close()
-                raise
-            return Child(number, process, Channel(ours), progress, os.dup(stacks.fileno()))
+                undo.callback(process.kill)
+                copy = os.dup(stacks.fileno())
+                undo.callback(os.close, copy)
+                child = Child(number, process, Channel(ours), progress, copy)
+                undo.pop_all()
+            return child

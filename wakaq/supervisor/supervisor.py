@@ -21,7 +21,7 @@ from wakaq.supervisor.heartbeat import Heartbeat
 from wakaq.supervisor.lease import Lease
 from wakaq.supervisor.memory import Memory, rss
 from wakaq.supervisor.promoter import Promoter
-from wakaq.supervisor.service import Mailbox, Outage, Service
+from wakaq.supervisor.service import Mailbox, Outage, Service, crash
 from wakaq.supervisor.spawner import Spawner
 from wakaq.supervisor.timeouts import Timeouts
 from wakaq.titles import set_title
@@ -47,7 +47,7 @@ class Supervisor:
         self._settings = settings = app.settings
         self._path = path
         self._spawner = Spawner(path)
-        self._broker = Broker(settings, app.queues)
+        self._broker = app.broker
 
         # Any thread.
         self._mailbox = Mailbox()
@@ -128,9 +128,12 @@ class Supervisor:
         self._tend()
         for number in range(1, self._settings.concurrency + 1):
             self._spawn_in(0.0, number)
-        while not (self._is_draining and not self._children):
-            self._step()
-        self._finish()
+        try:
+            while not (self._is_draining and not self._children):
+                self._step()
+            self._finish()
+        except BaseException:  # noqa: BLE001 - whatever it is
+            crash("The supervisor")
         return self._exit_status
 
     def _step(self) -> None:

@@ -27,7 +27,6 @@ def overdue(child: Child, now: float) -> tuple[int, float] | None:
 class Timeouts(Service):
     """The thread that enforces limits on running time."""
 
-    name = "timeouts"
     interval = 0.05
 
     def __init__(self, children: Callable[[], Iterable[Child]], outage: Outage) -> None:

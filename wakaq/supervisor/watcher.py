@@ -7,6 +7,7 @@ Dispatcher thread only.
 import time
 from collections.abc import Sequence
 from selectors import EVENT_READ, BaseSelector
+from socket import socket
 
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES, RedisError, Wire
@@ -23,7 +24,7 @@ class Watcher:
         self.queue = queue
         self.urgency = urgency  # 0 for the queue that is served first
         self.wire = Wire(broker.client)
-        self.fd = -1
+        self.sock: socket | None = None  # of the wire, as the selector knows it
         self.lane: Lane | None = None
         self.deadline = 0.0  # when to give up waiting
         self.rests_until = 0.0
@@ -47,16 +48,20 @@ class Watchers:
         settings = self._broker.settings
         for watcher, lane in zip(self._watchers, lanes, strict=True):
             if watcher.lane is None and now >= watcher.rests_until:
-                self._broker.begin_claim(watcher.wire, lane)
-                watcher.lane, watcher.fd = lane, watcher.wire.fileno()
+                try:
+                    self._broker.begin_claim(watcher.wire, lane)
+                finally:
+                    self._follow(watcher)
+                watcher.lane = lane
                 watcher.deadline = now + settings.wait_timeout + settings.socket_timeout
-                self._selector.register(watcher.fd, EVENT_READ, watcher)
 
     def answer(self, watcher: Watcher) -> Claim | None:
         """Return what a watcher has claimed, whose socket is readable, or has failed."""
-        lane = watcher.lane
-        self._end(watcher)
+        lane, watcher.lane = watcher.lane, None
         try:
+            if lane is None:  # nothing was asked: the server has closed the connection
+                watcher.wire.close()
+                return None
             payload = watcher.wire.receive()
         except OUTAGES:
             raise
@@ -64,14 +69,17 @@ class Watchers:
             self._broker.complain(f"{self._broker.keys.of(watcher.queue).queue}: {error}")
             watcher.rests_until = time.monotonic() + REST
             return None
+        finally:
+            self._follow(watcher)
         return None if payload is None else Claim(lane, payload)
 
     def drop_silent(self, now: float) -> bool:
         """Give up those that get no answer, whose claim may still happen; returns whether there were any."""
         silent = [watcher for watcher in self._watchers if watcher.lane and now > watcher.deadline]
         for watcher in silent:
-            self._end(watcher)
+            watcher.lane = None
             watcher.wire.close()
+            self._follow(watcher)
         return bool(silent)
 
     def settled(self, lanes: Sequence[Lane]) -> list[Lane]:
@@ -82,6 +90,12 @@ class Watchers:
         watched = zip(self._watchers, lanes, strict=True)
         return [lane for watcher, lane in watched if watcher.lane is None]
 
-    def _end(self, watcher: Watcher) -> None:
-        watcher.lane = None
-        self._selector.unregister(watcher.fd)
+    def _follow(self, watcher: Watcher) -> None:
+        """Have the selector know the wire's socket as it is now: its descriptor may be another's as soon as it is closed."""
+        sock = watcher.wire.sock
+        if sock is not watcher.sock:
+            if watcher.sock is not None:
+                self._selector.unregister(watcher.sock)
+            watcher.sock = sock
+            if sock is not None:
+                self._selector.register(sock, EVENT_READ, watcher)
