@@ -8,7 +8,7 @@ import types
 import pytest
 
 from wakaq import WakaQ
-from wakaq.frames import Channel, Progress
+from wakaq.frames import SLOTS, Channel, Progress
 from wakaq.supervisor.child import Child
 from wakaq.supervisor.crew import Crew
 from wakaq.turn import Claim, Lane
@@ -128,3 +128,18 @@ def test_after_a_kind_that_nobody_could_take_the_next_look_waits(make):
     assert crew.wants(probe - 0.001) == []
     assert crew.wants(probe) == [(1, 1)]
     assert crew.next_moments(probe) == []
+
+
+def test_nothing_is_placed_where_this_very_turn_took_the_last_slot(make):
+    crew, (full, busy), sent = make(2, async_concurrency=SLOTS)
+    slots = full.assign(claims(1, *[ASYNC] * (SLOTS - 8)))
+    full.async_slots.update(dict.fromkeys(slots, 1.0))
+    busy.assign(claims(2, SYNC))
+    for child in (full, busy):
+        crew.update(child)
+    busy.is_retiring = True
+
+    surplus = crew.distribute([*claims(1, *[ASYNC] * 8), *claims(2, SYNC)])
+
+    assert sent[1] == [ASYNC] * 8
+    assert [claim.payload for claim in surplus] == [SYNC]

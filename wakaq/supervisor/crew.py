@@ -172,7 +172,7 @@ class Crew:
         takers = [
             child
             for child in self._hungry
-            if (self._async_room(child) if is_async else child.is_idle)
+            if (self._async_room(child) if is_async else child.is_idle and child.free)
         ]
         if not takers:
             return False

@@ -12,7 +12,7 @@ from typing import Any
 
 from wakaq.app import WakaQ
 from wakaq.broker import Broker
-from wakaq.client import OUTAGES
+from wakaq.client import RedisError
 from wakaq.supervisor.autopsy import SHUTDOWN, describe_end
 from wakaq.supervisor.broadcast import Broadcast
 from wakaq.supervisor.child import Child, Death
@@ -121,14 +121,14 @@ class Supervisor:
         self._dispatcher.claimer.ledger.rename(self._lease.register())
         for one in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(one, lambda received, _: self._mailbox.post(self._obey, received))
-        self._dispatcher.start()
-        for service in (*self._guarding, *self._bringing):
-            service.start()
-        logger.info("Started with %d workers for %s", self._settings.concurrency, self._path)
-        self._tend()
-        for number in range(1, self._settings.concurrency + 1):
-            self._spawn_in(0.0, number)
         try:
+            self._dispatcher.start()
+            for service in (*self._guarding, *self._bringing):
+                service.start()
+            logger.info("Started with %d workers for %s", self._settings.concurrency, self._path)
+            self._tend()
+            for number in range(1, self._settings.concurrency + 1):
+                self._spawn_in(0.0, number)
             while not (self._is_draining and not self._children):
                 self._step()
             self._finish()
@@ -217,8 +217,8 @@ class Supervisor:
             return
         try:
             self._lease.leave(is_haunted=claimer.is_haunted())
-        except OUTAGES as error:
-            logger.warning("Redis is away, others will have to forget this supervisor: %s", error)
+        except RedisError as error:  # it is away, or refuses
+            logger.warning("Others will have to forget this supervisor: %s", error)
         logger.info("Stopped")
 
     # -- workers -----------------------------------------------------------------------------------
