@@ -128,6 +128,7 @@ class Broker(Client):
             for lane in lanes:
                 pipe.lrange(lane.key, 0, -1)
             turn, *payloads = pipe.execute(raise_on_error=False)
+        self.client.connection_pool.disconnect(inuse_connections=False)  # for a minute, mostly
         if isinstance(turn, Exception):
             raise turn
         for index, lane in enumerate(lanes):

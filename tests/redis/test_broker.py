@@ -245,3 +245,11 @@ def test_a_broker_closes_all_connections_it_made(app_url):
         broker.ping()
         broker.enqueue(app.queues[0], b"a")
     # What is left open is found by the check after each test.
+
+
+def test_a_look_at_what_is_in_flight_leaves_no_connection_open(broker, redis, eventually):
+    broker.ping()
+    before = len(redis.client_list())
+
+    assert broker.inflight("me", lanes()) == (None, [[], []])
+    eventually(lambda: len(redis.client_list()) == before - 1)
