@@ -251,5 +251,5 @@ def test_a_look_at_what_is_in_flight_leaves_no_connection_open(broker, redis, ev
     broker.ping()
     before = len(redis.client_list())
 
-    assert broker.inflight("me", lanes()) == (None, [[], []])
+    assert broker.inflight("me", []) == (None, [])
     eventually(lambda: len(redis.client_list()) == before - 1)
