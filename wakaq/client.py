@@ -45,6 +45,7 @@ MOST_CONNECTIONS = 16  # of one event loop
 COMPLAIN_EVERY = 60.0  # seconds between two logs of one error
 MOST_COMPLAINTS = 1_000
 CHUNK = 1 << 16
+CLOSED = "the server closed the connection"
 
 logger = logging.getLogger("wakaq.broker")
 
@@ -136,23 +137,22 @@ class Wire:
         view, position = memoryview(buffer), len(start)
         while position < len(buffer):
             got = self._connection._sock.recv_into(view[position:])  # noqa: SLF001
-            position += _checked(got)
+            if not got:
+                raise ConnectionResetError(CLOSED)
+            position += got
         return bytes(view[:size])
 
     def _more(self) -> bytes:
-        return _checked(self._connection._sock.recv(CHUNK))  # type: ignore[no-any-return]  # noqa: SLF001
+        part: bytes = self._connection._sock.recv(CHUNK)  # noqa: SLF001
+        if not part:
+            raise ConnectionResetError(CLOSED)
+        return part
 
     def _fail(self, error: OSError) -> NoReturn:
         self.close()
         if isinstance(error, TimeoutError):
             raise redis.TimeoutError(f"no answer from Redis: {error}") from error
         raise redis.ConnectionError(str(error)) from error
-
-
-def _checked(received: Any) -> Any:
-    if not received:
-        raise ConnectionResetError("the server closed the connection")
-    return received
 
 
 class Client:

@@ -39,16 +39,16 @@ def test_the_longer_its_tasks_take_the_fewer_wait(child, duration, most):
     assert child.sync_room(0.002) == most
 
 
-def test_a_worker_is_filled_up_again_when_half_is_done(child):
+def test_a_worker_is_filled_up_again_when_a_third_is_done(child):
     child._window = MOST_AHEAD
     child.observe(1, 0.001)
     slots = child.have(*["a"] * child.sync_room(0.002))
-    half = len(slots) // 2
-    child.take_back(slots[: half - 1])
+    assert len(slots) == 8
+    child.take_back(slots[:2])
     assert child.sync_room(0.002) == 0
-    child.take_back(slots[half - 1 : half])
+    child.take_back(slots[2:3])
 
-    assert child.sync_room(0.002) == half
+    assert child.sync_room(0.002) == 3
 
 
 def test_a_worker_gets_no_more_than_it_has_left(child):

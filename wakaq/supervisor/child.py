@@ -112,14 +112,14 @@ class Child:
         self._average = before + weight * (mean - before)
 
     def sync_room(self, round_trip: float) -> int:
-        """Return how many sync tasks to give it now; 0 while it still has half of what it should have."""
+        """Return how many sync tasks to give it now; 0 while it still has two thirds of what it should have."""
         waiting, target = self.waiting, 1
         if self._average is not None and self._average < LONG:
             if waiting and self._runs_long(time.monotonic()):
                 return 0
             ahead = math.ceil((HORIZON + round_trip) / max(self._average, 1e-6))
             target = min(1 + ahead, self._window, MOST_AHEAD)
-            if waiting > target // 2:
+            if waiting > target * 2 // 3:
                 return 0
         return self._limit(target - waiting)
 
