@@ -136,7 +136,7 @@ class Wire:
         buffer[: len(start)] = start
         view, position = memoryview(buffer), len(start)
         while position < len(buffer):
-            got = self._connection._sock.recv_into(view[position:])  # noqa: SLF001
+            got = self.sock.recv_into(view[position:])
             if not got:
                 raise ConnectionResetError(CLOSED)
             position += got

@@ -29,7 +29,7 @@ def _payload(args: tuple[Any, ...]) -> bytes:
 def send(args: tuple[Any, ...], _eta: datetime | None) -> None:
     """Enqueue one call: by redis-py's own `rpush`, as who has no queue would, or as a packed RPUSH on one connection."""
     if VARIANT == "blpop":
-        client.rpush(QUEUE, json.dumps({"name": "work", "args": args, "kwargs": {}}))
+        client.rpush(QUEUE, _payload(args))
         return
     if not _connections:
         _connections.append(client.connection_pool.get_connection())

@@ -166,7 +166,7 @@ def test_a_predecessor_that_dies_behind_the_back_of_its_successor_changes_nothin
     stage = make_stage(max_tasks_per_worker=1)
     old = stage.join()
     ((slot,), _) = stage.give(old, SYNC)
-    new, newest = stage.join(), None
+    new = stage.join()
     stage.finish(old, slot)
     ((slot,), _) = stage.give(new, SYNC)
     newest = stage.join()

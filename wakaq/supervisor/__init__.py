@@ -11,6 +11,7 @@ memory          the victim                                             dispatche
 broadcast       the subscription                                       Redis, dispatcher
 promoter        nothing                                                Redis
 lease           our heartbeat, what was seen of the others'            Redis
+scheduler       when schedules are due, with --scheduler               Redis
 ==============  =====================================================  ==========================================
 
 The dispatcher is several files: `dispatcher` hears children and events, `crew` spreads work over the children, `claimer`

@@ -4,7 +4,6 @@ One thread. Others post calls to its mailbox; nobody else touches its state. Whi
 waits here, and `Ledger` finds out afterwards what Redis has seen of it.
 """
 
-import logging
 import selectors
 import threading
 import time
@@ -23,8 +22,6 @@ from wakaq.supervisor.ledger import Ledger
 from wakaq.supervisor.service import Mailbox, Outage, crash
 from wakaq.supervisor.watcher import Watcher, Watchers
 from wakaq.turn import Settlement
-
-logger = logging.getLogger("wakaq.supervisor")
 
 GLANCE = 0.025  # seconds between looks for what is to be recalled
 LOOK = 1.0  # seconds between looks at watchers that get no answer
