@@ -35,6 +35,10 @@ from redis.retry import Retry
 
 T = TypeVar("T")
 
+# A shell that runs pytest in the background has it ignored, and the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 
 def wait_for(assertion: Callable[[], T], within: float = 5) -> T:
     """Call `assertion` until it neither raises nor returns False; in the end, re-raise its last failure.
