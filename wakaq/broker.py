@@ -90,13 +90,9 @@ class Broker(Client):
         settlements: Iterable[Settlement] = (),
         wants: Iterable[tuple[int, Sequence[Lane]]] = (),
     ) -> list[Claim]:
-        """Settle and claim in one round trip.
+        """Settle and claim in one round trip: `wants` are pairs of how many payloads, and the lanes in order of priority.
 
-        Args:
-            worker_id: The supervisor's id.
-            fence: Numbers of the turn before and of this one; None for an orphan's acks, which need no fence.
-            settlements: What becomes of payloads in flight.
-            wants: How many payloads to claim, and into which lanes, in order of priority.
+        `fence` has the numbers of the turn before and of this one, and is None for an orphan's acks, which need none.
 
         Raises:
             TurnRefused: Nothing was done: another turn came between, or the supervisor is not registered.
@@ -175,7 +171,7 @@ class Broker(Client):
         return bool(self.run_script("beat", [self.keys.registry], args))
 
     def registry(self) -> dict[str, bytes]:
-        """Return each supervisor's entry as it is, unchecked."""
+        """Return each supervisor's entry as it is, for `read_entry`."""
         entries = self.client.hgetall(self.keys.registry)
         return {key.decode(errors="replace"): value for key, value in entries.items()}
 
@@ -221,3 +217,12 @@ class Broker(Client):
             return None
         policy = str(options.get("maxmemory-policy", "noeviction"))
         return policy if policy != "noeviction" and options.get("maxmemory") != "0" else None
+
+
+def read_entry(raw: bytes) -> dict[str, Any]:
+    """Read a supervisor's entry; one that is no JSON object is empty."""
+    try:
+        entry = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}

@@ -3,11 +3,10 @@
 Counting takes the same time however many tasks wait. Only dead letters, whose number is capped, are read one by one.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from wakaq.broker import Broker
+from wakaq.broker import Broker, read_entry
 from wakaq.errors import NotAMessage, WakaQError
 from wakaq.letters import Letter
 from wakaq.message import Message, recount
@@ -19,8 +18,7 @@ class Inspector(Broker):
 
     def look(self) -> dict[str, Any]:
         """Return counts of each queue in order of priority, and what each supervisor said last of itself, fit for JSON."""
-        registry = self.client.hgetall(self.keys.registry)
-        owners = {key.decode(errors="replace"): _read(entry) for key, entry in registry.items()}
+        owners = {owner: read_entry(raw) for owner, raw in self.registry().items()}
         # Not the tombstones of those that were rescued, nor workers that outlive their supervisor.
         supervisors = [
             {"id": owner, **entry}
@@ -100,11 +98,3 @@ class Inspector(Broker):
             for letter in letters:
                 pipe.lrem(self.keys.of(queue).dead, -1, letter)
             return sum(pipe.execute())
-
-
-def _read(raw: bytes) -> dict[str, Any]:
-    try:
-        entry = json.loads(raw)
-    except ValueError:
-        entry = None
-    return entry if isinstance(entry, dict) else {}

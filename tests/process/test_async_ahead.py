@@ -51,13 +51,13 @@ async def open_gates():
 START = """
 import socket, sys, tempfile
 from wakaq.frames import Progress
-from wakaq.worker.worker import InheritedFile, Spec, main
+from wakaq.worker.worker import InheritedFile, main
 
 import app
 app.progress = Progress()
 stacks = tempfile.TemporaryFile("a+b")
 sock = socket.socket(fileno=int(sys.argv[1]))
-main(Spec("app.wakaq", 1, "me", sock, app.progress.memory, InheritedFile(stacks.fileno())))
+main("app.wakaq", 1, "me", sock, app.progress.memory, InheritedFile(stacks.fileno()))
 """
 
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from wakaq.frames import FINISHED, FREE, STARTED
-from wakaq.letters import Letter
+from wakaq.letters import HARD_TIMEOUT, Letter
 from wakaq.message import Message
 from wakaq.supervisor import autopsy
-from wakaq.supervisor.autopsy import HARD, SHUTDOWN, describe_end, grouped, settle
+from wakaq.supervisor.autopsy import SHUTDOWN, describe_end, grouped, settle
 from wakaq.supervisor.child import Death
 from wakaq.turn import Claim
 
@@ -73,7 +73,7 @@ def test_a_shutdown_counts_against_nothing(child):
 
 def test_a_hard_timeout_is_a_dead_letter_with_the_stacks(child):
     (slot, _) = child.run("a", "b", now=100.0, hard=5.0)
-    child.death = Death(HARD, slot, 105.0, "in time.sleep")
+    child.death = Death(HARD_TIMEOUT, slot, 105.0, "in time.sleep")
     requeued, dead = settle(child, 2, "me")
     letter = Letter.decode(dead.new)
 
@@ -85,7 +85,7 @@ def test_a_hard_timeout_is_a_dead_letter_with_the_stacks(child):
 def test_a_task_that_began_after_the_overdue_one_had_ended_is_not_blamed(child):
     # In the same slot, so that only the deadline tells them apart.
     (slot,) = child.run("next", now=104.9, hard=5.0)
-    child.death = Death(HARD, slot, 105.0, "stacks")
+    child.death = Death(HARD_TIMEOUT, slot, 105.0, "stacks")
 
     assert settled(child) == [("requeue", ["next"])]
 
@@ -94,7 +94,7 @@ def test_tasks_that_ran_beside_the_overdue_one_are_not_blamed(child):
     (slot,) = child.run("overdue", now=100.0, hard=5.0)
     (beside,) = child.have("beside", is_async=True)
     child.progress.states[beside] = STARTED
-    child.death = Death(HARD, slot, 105.0, "stacks")
+    child.death = Death(HARD_TIMEOUT, slot, 105.0, "stacks")
 
     assert sorted(settled(child)) == [("dead", ["overdue"]), ("requeue", ["beside"])]
 

@@ -21,6 +21,7 @@ def posted():
 
 @pytest.fixture
 def heartbeat(child, posted, outage):
+    child.progress.pong_at = 100.0
     return Heartbeat(lambda: [child], posted.append, outage)
 
 

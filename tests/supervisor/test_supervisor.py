@@ -203,7 +203,7 @@ def test_no_worker_is_forked_while_memory_is_above_the_limit(supervisor):
     used = [80.0]
     supervisor._memory = Memory(list, lambda _: None, 80, Outage(), lambda: used[0])
     supervisor._memory.tick(NOW)
-    supervisor._spawn_in(0.0, 3)
+    supervisor._in(0.0, supervisor._spawn, 3)
     assert ring(supervisor) == 0.0
     for _ in range(3):
         supervisor._memory.tick(NOW)

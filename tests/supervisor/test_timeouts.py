@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from wakaq.supervisor.autopsy import HARD
+from wakaq.letters import HARD_TIMEOUT
 from wakaq.supervisor.child import Death
 from wakaq.supervisor.service import Outage
 from wakaq.supervisor.timeouts import Timeouts, overdue
@@ -54,7 +54,7 @@ def test_a_task_is_killed_a_tick_after_its_stacks_were_asked_for(child, outage, 
     timeouts.tick(105.1)
 
     assert child.reap() == -signal.SIGKILL
-    assert child.death == Death(HARD, slot, 105.0, "in time.sleep")
+    assert child.death == Death(HARD_TIMEOUT, slot, 105.0, "in time.sleep")
     assert "a() ran into its hard timeout after 5.1 s. It was at:\nin time.sleep" in caplog.text
 
 

@@ -13,8 +13,7 @@ from wakaq.message import Message, recount
 from wakaq.supervisor.child import Child
 from wakaq.turn import Claim, Settlement, grouped
 
-HARD = "hard timeout"  # reasons of a Death
-SHUTDOWN = "shutdown"
+SHUTDOWN = "shutdown"  # reason of a Death, as HARD_TIMEOUT
 _LOST_STATUS = 255  # what multiprocessing tells when the fork server, which knew, is gone
 
 
@@ -58,7 +57,7 @@ def _judge(child: Child, slot: int, claim: Claim, max_redeliveries: int, worker:
     lane, payload = claim
     requeue = Settlement(lane, "requeue", [payload])
     death = child.death
-    if death and death.reason == HARD:
+    if death and death.reason == HARD_TIMEOUT:
         if death.slot != slot or death.deadline != child.progress.hard_deadlines[slot]:
             return requeue  # it shared its worker with the task that was meant
         letter = Letter(payload, HARD_TIMEOUT, death.stacks, worker)

@@ -76,6 +76,9 @@ class Child:
         # Main thread only.
         self.has_successor = False
 
+        # Heartbeat thread only.
+        self.pinged_at = 0.0
+
         # Written by the lease thread; the main thread reads it.
         self.rss = 0  # bytes, when it was last looked at
 

@@ -28,20 +28,21 @@ class Heartbeat(Service):
         super().__init__(outage)
         self._children = children
         self._flush_later = flush_later
-        # This thread only. Child -> since when it owes an answer, and whether it has been asked.
-        self._asked: dict[Child, tuple[float, bool]] = {}
-        self._last_tick = 0.0
+        # This thread only.
+        self._last_tick = self._resumed_at = 0.0
         # Any thread may read.
         self.silent: frozenset[Child] = frozenset()
 
     def tick(self, now: float) -> float | None:
         # After a pause of our own (SIGSTOP, a suspended machine) nobody could have answered: they get their time anew.
         if now - self._last_tick > SILENCE / 2:
-            self._asked.clear()
+            self._resumed_at = now
         self._last_tick = now
         children = [child for child in self._children() if child.is_ready]
-        self._asked = {child: self._ask(child, now) for child in children}
-        silent = frozenset(child for child in children if now - self._asked[child][0] > SILENCE)
+        since = now - SILENCE
+        silent = {c for c in children if max(c.progress.pong_at, self._resumed_at) < since}
+        for child in children:
+            self._ping(child, now)
         for child in silent:
             running = child.describe_running()
             if not running:
@@ -49,17 +50,12 @@ class Heartbeat(Service):
                 child.kill(Death("it did not answer"))
             elif child not in self.silent:
                 logger.warning("%s does not answer while it runs %s", child, running)
-        self.silent = silent
+        self.silent = frozenset(silent)
         return None
 
-    def _ask(self, child: Child, now: float) -> tuple[float, bool]:
-        asked_at, is_sent = self._asked.get(child, (now, False))
-        if is_sent and child.progress.pong_at >= asked_at:
-            asked_at, is_sent = now, False
-        # What waits in front of it would only grow where the worker reads nothing; but later it has to be asked, or it
-        # could never answer.
-        if not is_sent and child.channel.is_flushed:
-            is_sent = True
+    def _ping(self, child: Child, now: float) -> None:
+        # One ping at a time: what waits in front of it would only grow where the worker reads nothing.
+        if child.progress.pong_at > child.pinged_at and child.channel.is_flushed:
+            child.pinged_at = now
             if not child.channel.send(Ping()):
                 self._flush_later(child)
-        return asked_at, is_sent

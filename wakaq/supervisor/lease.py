@@ -5,7 +5,6 @@ stood still: so an outage, or a failover, never makes live supervisors rob each 
 """
 
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -17,7 +16,7 @@ from secrets import token_hex
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker
+from wakaq.broker import Broker, read_entry
 from wakaq.client import OUTAGES, RedisError
 from wakaq.errors import ConfigError, NotAMessage
 from wakaq.message import Message, recount
@@ -39,11 +38,7 @@ _PAGE = 100  # payloads rescued in one call
 class Lease(Service):
     """The thread that beats and rescues; `register` and `leave` are the main thread's, or the dispatcher's.
 
-    Args:
-        app: The application.
-        outage: Where to report that Redis is away, or back.
-        describe: Returns what the children do, for people, as JSON can hold it.
-        term: Seconds without a heartbeat after which a supervisor is dead.
+    `describe` returns what the children do, for people, as JSON can hold it.
     """
 
     def __init__(
@@ -137,7 +132,10 @@ class Lease(Service):
         entries.pop(worker_id, None)
         seen: dict[str, tuple[Any, float]] = {}
         for field, raw in entries.items():
-            beat = _read(field, raw, is_news=field not in self._seen).get("beat")
+            entry = read_entry(raw)
+            if not entry and field not in self._seen:
+                logger.warning("The registry's entry %s is no JSON object: %r", field, raw[:100])
+            beat = entry.get("beat")
             last, still = self._seen.get(field, (None, 0.0))
             still = still + passed if field in self._seen and beat == last else 0.0
             seen[field] = (beat, still)
@@ -159,7 +157,7 @@ class Lease(Service):
     def rescue_neighbours(self) -> None:
         """Rescue at once from supervisors of this host whose process is gone."""
         for field, raw in self._broker.registry().items():
-            entry = _read(field, raw)
+            entry = read_entry(raw)
             is_neighbour = entry.get("same_host") == self._host and not field.startswith(BURIED)
             if is_neighbour and not _is_alive(entry.get("pid")):
                 logger.warning("Supervisor %s of this host is gone", field)
@@ -171,7 +169,7 @@ class Lease(Service):
             self._empty_lanes(worker_id, raw)
 
     def _empty_lanes(self, worker_id: str, raw: bytes) -> None:
-        entry = _read(worker_id, raw)
+        entry = read_entry(raw)
         count, names = entry.get("concurrency"), entry.get("queues")
         if not isinstance(count, int):
             count = self._app.settings.concurrency
@@ -222,19 +220,6 @@ class Lease(Service):
         task = self._app.tasks.get(message.name)
         is_sync = task is None or not task.is_async
         return is_sync, recount(payload, redelivered=message.redelivered + 1)
-
-
-def _read(field: str, raw: bytes, *, is_news: bool = False) -> dict[str, Any]:
-    """Read an entry; one that is none counts as a supervisor that never moves."""
-    try:
-        entry = json.loads(raw)
-    except (ValueError, RecursionError):
-        entry = None
-    if isinstance(entry, dict):
-        return entry
-    if is_news:
-        logger.warning("The registry's entry %s is no JSON object: %r", field, raw[:100])
-    return {}
 
 
 def _host_identity() -> str:

@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 from wakaq.frames import Channel, Progress
 from wakaq.loader import APP_VARIABLE
 from wakaq.supervisor.child import Child
-from wakaq.worker.worker import InheritedFile, Spec, main
+from wakaq.worker.worker import InheritedFile, main
 
 
 class Spawner:
@@ -39,9 +39,9 @@ class Spawner:
         # Closing our copy of `theirs` lets the worker's death be the end of the stream.
         with theirs, tempfile.TemporaryFile() as stacks:
             file = InheritedFile(stacks.fileno())
-            spec = Spec(self._path, number, worker_id, theirs, progress.memory, file)
+            told = (self._path, number, worker_id, theirs, progress.memory, file)
             name = f"wakaq-worker-{number}"
-            process = self._context.Process(target=main, args=(spec,), name=name)
+            process = self._context.Process(target=main, args=told, name=name)
             with contextlib.ExitStack() as undo:
                 undo.callback(ours.close)
                 process.start()

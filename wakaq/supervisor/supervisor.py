@@ -113,10 +113,7 @@ class Supervisor:
             redis.RedisError: Redis cannot be reached at the start.
         """
         if policy := self._broker.risk_of_eviction():
-            logger.warning(
-                "Redis may throw tasks away: set its maxmemory-policy to noeviction, it is %s",
-                policy,
-            )
+            logger.warning("Redis may drop tasks: maxmemory-policy is %s, set noeviction", policy)
         self._lease.rescue_neighbours()
         self._dispatcher.claimer.ledger.rename(self._lease.register())
         for one in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
@@ -128,7 +125,7 @@ class Supervisor:
             logger.info("Started with %d workers for %s", self._settings.concurrency, self._path)
             self._tend()
             for number in range(1, self._settings.concurrency + 1):
-                self._spawn_in(0.0, number)
+                self._in(0.0, self._spawn, number)
             while not (self._is_draining and not self._children):
                 self._step()
             self._finish()
@@ -148,8 +145,8 @@ class Supervisor:
             self._alarms.remove((at, ring))
             ring()
 
-    def _in(self, seconds: float, ring: Callable[[], None]) -> None:
-        self._alarms.append((time.monotonic() + seconds, ring))
+    def _in(self, seconds: float, ring: Callable[..., None], *args: Any) -> None:
+        self._alarms.append((time.monotonic() + seconds, functools.partial(ring, *args)))
 
     def _tend(self) -> None:
         """Do what is to be done every second."""
@@ -211,9 +208,7 @@ class Supervisor:
         for service in self._guarding:
             service.join(patience)
         if not claimer.ledger.is_settled:
-            logger.error(
-                "Redis is away: what was in flight is left to be rescued, and may run twice"
-            )
+            logger.error("Redis is away: what was in flight is left to rescuers, may run twice")
             return
         try:
             self._lease.leave(is_haunted=claimer.is_haunted())
@@ -223,21 +218,18 @@ class Supervisor:
 
     # -- workers -----------------------------------------------------------------------------------
 
-    def _spawn_in(self, seconds: float, number: int) -> None:
-        self._in(seconds, functools.partial(self._spawn, number))
-
     def _spawn(self, number: int) -> None:
         if self._is_draining:
             return
         if self._memory is not None and self._memory.is_exceeded:
-            self._spawn_in(1.0, number)
+            self._in(1.0, self._spawn, number)
             return
         try:
             child = self._spawner.spawn(number, self._lease.worker_id)
         # No memory, no descriptors, or a fork server that has just died.
         except (OSError, EOFError) as error:
             logger.error("Worker %d cannot be forked, trying again: %s", number, error)  # noqa: TRY400 - no bug
-            self._spawn_in(1.0, number)
+            self._in(1.0, self._spawn, number)
             return
         self._children = [*self._children, child]
         self._selector.register(child.end_fd, selectors.EVENT_READ, child)
@@ -253,7 +245,7 @@ class Supervisor:
             self._bury(child)
         elif child.needs_successor and not child.has_successor:
             child.has_successor = True
-            self._spawn_in(0.0, child.number)
+            self._in(0.0, self._spawn, child.number)
 
     def _bury(self, child: Child) -> None:
         """Reap a worker, and see to its replacement."""
@@ -269,12 +261,12 @@ class Supervisor:
             return
         if child.is_ready:
             lived = time.monotonic() - child.spawned_at
-            self._spawn_in(max(0.0, SHORTEST_LIFE - lived), child.number)
+            self._in(max(0.0, SHORTEST_LIFE - lived), self._spawn, child.number)
         elif self._has_booted:
             delay = min(2.0**self._boot_failures, LONGEST_DELAY)
             self._boot_failures += 1
             logger.error("Worker %d died while it started, next try in %.0f s", child.number, delay)
-            self._spawn_in(delay, child.number)
+            self._in(delay, self._spawn, child.number)
         else:
             logger.critical("Workers cannot start, see above: stopping")
             self._exit_status = BOOT_FAILED

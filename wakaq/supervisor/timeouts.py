@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 
-from wakaq.supervisor.autopsy import HARD
+from wakaq.letters import HARD_TIMEOUT
 from wakaq.supervisor.child import Child, Death
 from wakaq.supervisor.service import Outage, Service
 
@@ -63,4 +63,4 @@ class Timeouts(Service):
             "%s is killed: %s ran into its hard timeout after %.1f s. It was at:\n%s",
             *(child, call, now - began, stacks),
         )
-        child.kill(Death(HARD, slot, deadline, stacks))
+        child.kill(Death(HARD_TIMEOUT, slot, deadline, stacks))

@@ -28,6 +28,7 @@ class Control(threading.Thread):
         super().__init__(name="wakaq-control", daemon=True)
         self._channel = channel
         self._executor = executor
+        executor.progress.pong_at = time.monotonic()  # before Ready: from then on silence counts
         self._async_names = {task.name for task in executor.app.tasks.values() if task.is_async}
         self._runner = AsyncRunner(executor, loop.loop) if self._async_names else None
         # In this order: of those that wait, the system wakes the first.

@@ -120,9 +120,8 @@ class Executor:
             with suppress(IndexError):
                 while True:
                     slots.append(self._done.popleft())
-                    del self.items[
-                        slots[-1]
-                    ]  # before the report: after it, the slot may be another's
+                    # Before the report: after it, the slot may be another's.
+                    del self.items[slots[-1]]
             if slots:
                 timed, busy = self._timed, self._busy
                 self._timed, self._busy = 0, 0.0
