@@ -74,6 +74,35 @@ def test_turns_follow_each_other(ledger, redis):
     assert redis.hgetall(STATS) == {b"done": b"1"}
 
 
+def ack(ledger, *payloads):
+    ledger.ack([Claim(lane_of(ledger), payload) for payload in payloads], 1)
+
+
+def test_what_a_worker_finished_in_a_row_is_one_settlement(ledger, redis):
+    redis.rpush(LANE, "a", "b", "c", "d")
+    ack(ledger, b"a")
+    ack(ledger, b"b", b"c")
+    assert len(ledger._pending) == 1
+    ledger.turn([])
+
+    assert redis.lrange(LANE, 0, -1) == [b"d"]
+    assert redis.hgetall(STATS) == {b"done": b"3"}
+
+
+def test_what_is_finished_after_a_lost_turn_is_not_taken_for_a_part_of_it(ledger, line, redis):
+    redis.rpush(LANE, "a", "b")
+    ack(ledger, b"a")
+    line.loses = ["reply"]
+    lose(ledger)
+    ack(ledger, b"b")
+    compare(ledger)
+    ledger.turn([])
+
+    assert ledger.is_settled
+    assert redis.hgetall(STATS) == {b"done": b"2"}
+    assert not redis.exists(LANE, LOW)
+
+
 def test_broadcasts_are_not_owed(ledger):
     ledger.add([Settlement(None, "done", [b"a"])])
 

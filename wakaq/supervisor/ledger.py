@@ -77,10 +77,17 @@ class Ledger:
         What such a child finishes is what its lane begins with, and is acked by its count: so payloads need not travel
         again. Not what a watcher claimed, which goes to any child, nor where Redis refused something that then stays in a lane.
         """
+        carried = max(self._attempts.values(), default=0)  # by turns that may have happened
         for one in grouped("done", claims):
             lane = one.lane
             is_own = lane and (lane.number, lane.worker_id) == (number, self.worker_id)
-            self.add([one._replace(action="first") if is_own and self._is_pure else one])
+            if not (is_own and self._is_pure):
+                self.add([one])
+            elif len(self._pending) > carried and self._pending[-1][:2] == (lane, "first"):
+                last = self._pending.pop()
+                self._pending.append(last._replace(payloads=[*last.payloads, *one.payloads]))
+            else:
+                self._pending.append(one._replace(action="first"))
 
     def _distrust(self) -> None:
         self._is_pure = False
@@ -117,12 +124,7 @@ class Ledger:
         self.is_in_doubt, self.compare_at = True, 0.0
 
     def compare(self, known: Iterable[Claim], lanes: Sequence[Lane], now: float) -> None:
-        """Drop what the server has executed, and give back what it claimed for us unseen.
-
-        Args:
-            known: Every claim that some child has.
-            lanes: Where to look.
-            now: Monotonic time.
+        """Drop what the server has executed, and give back what it claimed into `lanes` unseen: what is not `known`.
 
         Raises:
             Evicted: This supervisor has to register anew, under another id.
