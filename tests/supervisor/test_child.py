@@ -7,7 +7,7 @@ import time
 import pytest
 
 from wakaq.frames import ASSIGNED, FINISHED, SLOTS, STARTED
-from wakaq.supervisor.child import LONG, MOST_AHEAD, Death
+from wakaq.supervisor.child import ALIKE, HORIZON, LONG, MOST_AHEAD, Death
 
 
 def test_a_new_worker_gets_one_task_until_its_tasks_are_known(child):
@@ -49,6 +49,59 @@ def test_a_worker_is_filled_up_again_when_a_third_is_done(child):
     child.take_back(slots[2:3])
 
     assert child.sync_room(0.002) == 3
+
+
+@pytest.mark.parametrize(
+    ("durations", "room"),
+    [
+        ([], 0),
+        ([0.1], 0),
+        ([0.1, 0.1 + 2 * ALIKE], 0),
+        ([0.1, 0.1], 1),
+        ([0.1, 1.0, 1.0], 1),
+        ([1.0, 0.1, 1.0], 0),
+    ],
+)
+def test_after_two_long_tasks_of_one_duration_the_end_of_the_third_is_expected(
+    child, durations, room
+):
+    for duration in durations:
+        child.observe(1, duration)
+    child.have("a")
+    assert child.sync_room(0.001) == 0
+    child._ends_at -= child._steady  # as if this much time had passed
+
+    assert child.sync_room(0.001) == room
+    child.have("b")
+    assert child.sync_room(0.001) == 0
+
+
+def test_a_task_begins_when_it_is_assigned_or_the_one_before_it_has_ended(child):
+    child.observe(1, 0.1)
+    child.observe(1, 0.1)
+    child._ends_at = 0.0
+    slots = child.have("a")
+    assert child._ends_at > time.monotonic()
+    child._ends_at = 0.0
+    child.have("b")
+    assert child._ends_at == 0.0
+    child.observe(1, 0.1)
+    child.take_back(slots)
+
+    assert child._ends_at > time.monotonic()
+
+
+def test_what_waits_for_an_expected_end_is_too_much_when_that_does_not_come(child):
+    child.observe(1, 0.1)
+    child.observe(1, 0.1)
+    child.run("a", "b", now=time.monotonic())
+    until = child._ends_at + HORIZON
+
+    assert not child.has_too_much(until, 0.0)
+    assert child.has_too_much(until + 0.001, 0.0)
+    child.take_back([next(iter(child.assigned))])
+    child._ends_at -= 1.0
+    assert child.sync_room(0.0) == 0
 
 
 def test_a_worker_gets_no_more_than_it_has_left(child):

@@ -8,7 +8,7 @@ import pytest
 
 from wakaq import WakaQ
 from wakaq.broker import Broker
-from wakaq.frames import Done, Ready
+from wakaq.frames import Done, Ready, Recalled
 from wakaq.supervisor.child import LONG
 from wakaq.supervisor.dispatcher import Dispatcher
 from wakaq.supervisor.service import Outage
@@ -121,6 +121,28 @@ def test_what_waits_is_claimed_by_a_turn_and_what_arrives_by_a_watcher(dispatche
     finish(dispatcher, worker)
     assert redis.keys("wakaq:inflight:*") == []
     assert redis.hgetall(STATS) == {b"done": b"2"}
+
+
+def test_what_follows_a_task_whose_end_is_expected_is_claimed_just_before_it(
+    dispatcher, worker, redis
+):
+    redis.rpush(LOW, *"abcde")
+    for _ in range(2):
+        step_until(dispatcher, lambda: worker.assigned)
+        finish(dispatcher, worker)
+    assert had(worker) == [b"c"]
+    running = next(iter(worker.assigned))
+    worker.progress.begin(running, time.monotonic(), None, None)
+    step_until(dispatcher, lambda: len(worker.assigned) > 1)
+
+    assert time.monotonic() >= worker.next_at(dispatcher._crew.round_trip)
+    assert had(worker) == [b"c", b"d"]
+    # It does not end; so what waits is asked back, and nothing is claimed in its stead.
+    step_until(dispatcher, lambda: worker.is_recalling)
+    worker.theirs.send(Recalled([slot for slot in worker.assigned if slot != running]))
+    step_until(dispatcher, lambda: redis.lrange(LOW, 0, -1) == [b"d", b"e"])
+    assert had(worker) == [b"c"]
+    assert dispatcher.claimer.next_step_at(0.0) > 0.0  # that is, not at once
 
 
 def test_connections_that_the_server_closes_while_nobody_waits_on_them_are_made_anew(

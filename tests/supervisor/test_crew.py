@@ -119,6 +119,18 @@ def test_what_waits_behind_a_long_task_is_asked_back_once(crew, child, sent):
     assert sent == [(1, Recall())]
 
 
+def test_a_worker_that_is_gone_is_not_looked_at_when_its_task_was_to_end(crew, child):
+    join(crew, child)
+    child.observe(1, 2 * LONG)
+    child.observe(1, 2 * LONG)
+    child.have("a")
+    crew.update(child)
+    assert crew.next_moments(0.0)
+    crew.leave(child)
+
+    assert crew.next_moments(0.0) == []
+
+
 def test_a_retiring_worker_is_dismissed_once_when_it_has_nothing_left(crew, child, sent):
     join(crew, child)
     slots = child.have("a")

@@ -21,6 +21,7 @@ from wakaq.turn import Claim
 MOST_AHEAD = 256  # sync tasks assigned at once
 LONG = 0.05  # seconds; behind a task that takes longer nothing waits: so priorities stay strict
 HORIZON = 0.005  # seconds of work that is assigned ahead, besides the round trip to Redis
+ALIKE = 0.0025  # seconds; tasks in a row that differ by less are expected to go on like that
 LAST_BREATH = 1.0  # seconds between the end of a worker's channel and that of its process
 STACKS = 64_000  # bytes of a worker's stacks that are read
 
@@ -66,6 +67,11 @@ class Child:
         self.is_recalling = False  # asked for what it has not started, and yet to answer
         self._window = 1
         self._average: float | None = None
+        self._last, self._steady = (
+            math.inf,
+            0.0,
+        )  # duration of its last task, and again if the one before took as long
+        self._ends_at = 0.0  # when its task is expected to end, if anything is
 
         # Written by the dispatcher before it tells the main thread, which then sees to it.
         self.boot_failure = ""
@@ -113,18 +119,32 @@ class Child:
         mean, weight = busy / count, min(0.5, 0.1 * count)
         before = mean if self._average is None else self._average
         self._average = before + weight * (mean - before)
+        self._steady = mean if abs(mean - self._last) < ALIKE else 0.0
+        self._last = mean
+        self._begin()
+
+    def _begin(self) -> None:
+        """Note that it begins a task about now."""
+        self._ends_at = self._steady and time.monotonic() + self._steady
 
     def sync_room(self, round_trip: float) -> int:
         """Return how many sync tasks to give it now; 0 while it still has two thirds of what it should have."""
         waiting, target = self.waiting, 1
-        if self._average is not None and self._average < LONG:
-            if waiting and self._runs_long(time.monotonic()):
-                return 0
+        if self._average is None or self._average >= LONG:
+            if waiting and self.next_at(round_trip) <= time.monotonic() < self._ends_at + HORIZON:
+                target = 2
+        elif waiting and self._runs_long(time.monotonic()):
+            return 0
+        else:
             ahead = math.ceil((HORIZON + round_trip) / max(self._average, 1e-6))
             target = min(1 + ahead, self._window, MOST_AHEAD)
             if waiting > target * 2 // 3:
                 return 0
         return self._limit(target - waiting)
+
+    def next_at(self, round_trip: float) -> float:
+        """Return from when on to claim what follows the running task, if that is expected to end; else a moment gone by."""
+        return self._ends_at - HORIZON - round_trip
 
     def async_room(self, limit: int) -> int:
         return self._limit((limit or SLOTS - 2 * MOST_AHEAD) - len(self.async_slots))
@@ -144,11 +164,14 @@ class Child:
 
     def _runs_long(self, now: float) -> bool:
         """Whether it runs a task behind which nothing is to wait."""
-        return self.progress.slot >= 0 and now - self.progress.started_at > LONG
+        until = max(self.progress.started_at + LONG, self._ends_at + HORIZON)
+        return self.progress.slot >= 0 and now > until
 
     def assign(self, claims: list[Claim]) -> list[int]:
         """Note what it is about to be sent; returns the slots."""
         self._window = min(max(self._window, 2 * len(claims)), MOST_AHEAD)
+        if not self.waiting:
+            self._begin()
         if self.left is not None:
             self.left -= len(claims)
         slots = self.free[-len(claims) :]

@@ -13,7 +13,7 @@ from typing import Any
 from wakaq.app import WakaQ
 from wakaq.frames import Assign, Recall, Stop
 from wakaq.message import describe, name_of
-from wakaq.supervisor.child import MOST_AHEAD, Child
+from wakaq.supervisor.child import HORIZON, MOST_AHEAD, Child
 from wakaq.turn import Claim, Settlement
 
 logger = logging.getLogger("wakaq.supervisor")
@@ -32,6 +32,9 @@ class Crew:
         # change of a child, so that no step looks at hundreds of them.
         self._hungry: set[Child] = set()
         self._crowded: set[Child] = set()
+        self._ending: dict[
+            Child, float
+        ] = {}  # when to look at children whose task is expected to end
         self._by_number: dict[int, list[Child]] = {}  # the oldest first; one of them can serve
         self._send = send
         self._async_limit = app.settings.async_concurrency
@@ -55,6 +58,7 @@ class Crew:
     def leave(self, child: Child) -> None:
         for group in (self.children, self._hungry, self._crowded):
             group.discard(child)
+        self._ending.pop(child, None)
         self._by_number[child.number].remove(child)
         self._promote_successor(child.number)
 
@@ -63,6 +67,10 @@ class Crew:
         is_hungry = child.can_serve and (self._sync_room(child) or self._async_room(child))
         (self._hungry.add if is_hungry else self._hungry.discard)(child)
         (self._crowded.add if child.waiting > 1 else self._crowded.discard)(child)
+        self._ending.pop(child, None)
+        next_at = child.next_at(self.round_trip)
+        if child.waiting == 1 and child.can_serve and next_at > time.monotonic():
+            self._ending[child] = next_at
         if child.is_retiring and not child.waiting:
             self._promote_successor(child.number)
 
@@ -89,6 +97,8 @@ class Crew:
     def next_moments(self, now: float) -> list[float]:
         """Return when claims that were put off, and broadcasts, are due."""
         moments = [due for due, _ in self._relays if due > now]
+        if self._ending:  # with some time in which any other turn takes these claims along
+            moments.append(min(self._ending.values()) + HORIZON / 2)
         probes = (self._no_sync_until, self._no_async_until)
         return moments + [at for at in probes if at > now and self._hungry]
 
@@ -111,6 +121,11 @@ class Crew:
         if not sync_room:
             return async_room if now >= self._no_async_until else 0
         return max(sync_room, async_room)
+
+    def anticipate(self, now: float) -> None:
+        """Have something claimed for those whose task is about to end, so that they need not wait for it."""
+        for child in [child for child, moment in self._ending.items() if moment <= now]:
+            self.update(child)
 
     def wants(self, now: float) -> list[tuple[int, int]]:
         """Return pairs of a child's number and how many payloads it can take."""

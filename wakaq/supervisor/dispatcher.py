@@ -81,6 +81,7 @@ class Dispatcher(threading.Thread):
         now = time.monotonic()
         self._crew.recall(now)
         self._crew.relay(now)
+        self._crew.anticipate(now)
         self.claimer.step(now)
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
