@@ -85,22 +85,35 @@ def test_a_task_begins_when_it_is_assigned_or_the_one_before_it_has_ended(child)
     child._ends_at = 0.0
     child.have("b")
     assert child._ends_at == 0.0
-    child.observe(1, 0.1)
     child.take_back(slots)
-
     assert child._ends_at > time.monotonic()
+    child.progress.begin(1, 1000.0, None, None)
+    child.take_back(child.have("c"))
+
+    assert child._ends_at == 1000.1
 
 
-def test_what_waits_for_an_expected_end_is_too_much_when_that_does_not_come(child):
-    child.observe(1, 0.1)
-    child.observe(1, 0.1)
+@pytest.mark.parametrize("duration", [0.06, 0.1, 0.2, 60.0])
+def test_what_waits_for_an_expected_end_is_too_much_before_and_when_that_does_not_come(
+    child, duration
+):
+    child.observe(1, duration)
+    child.observe(1, duration)
     child.run("a", "b", now=time.monotonic())
-    until = child._ends_at + HORIZON
+    before, until = child.next_at(0.002), child._ends_at + HORIZON
 
-    assert not child.has_too_much(until, 0.0)
-    assert child.has_too_much(until + 0.001, 0.0)
-    child.take_back([next(iter(child.assigned))])
-    child._ends_at -= 1.0
+    assert child.has_too_much(before - 0.001, 0.002)
+    assert not child.has_too_much(before, 0.002)
+    assert not child.has_too_much(until, 0.002)
+    assert child.has_too_much(until + 0.001, 0.002)
+
+
+def test_nothing_more_is_given_to_a_worker_whose_task_did_not_end_when_expected(child):
+    child.observe(1, 0.1)
+    child.observe(1, 0.1)
+    child.have("a")
+    child._ends_at = time.monotonic() - 2 * HORIZON
+
     assert child.sync_room(0.0) == 0
 
 

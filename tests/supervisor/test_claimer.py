@@ -87,7 +87,7 @@ def had(child):
 def finish(dispatcher, child):
     """Have a worker report all that it has as done, and the dispatcher hear it and tell Redis."""
     slots, claims = list(child.assigned), list(child.assigned.values())
-    child.theirs.send(Done(slots, len(slots), 2 * LONG * len(slots)))
+    child.theirs.send(Done(slots, len(slots), 4 * LONG * len(slots)))
     step_until(
         dispatcher,
         lambda: (

@@ -3,7 +3,7 @@
 import pytest
 
 from wakaq.frames import SLOTS, Assign, Recall, Stop
-from wakaq.supervisor.child import LONG
+from wakaq.supervisor.child import HORIZON, LONG
 from wakaq.supervisor.crew import MOST_IN_TURN, Crew
 from wakaq.turn import Claim, Settlement
 
@@ -117,6 +117,21 @@ def test_what_waits_behind_a_long_task_is_asked_back_once(crew, child, sent):
     crew.recall(100.2 + LONG)
 
     assert sent == [(1, Recall())]
+
+
+def test_a_broadcast_is_run_before_what_could_be_claimed_for_a_foreseen_end(crew, child, sent):
+    join(crew, child)
+    child.observe(1, 2 * LONG)
+    child.observe(1, 2 * LONG)
+    child.have("a")
+    crew.update(child)
+    crew.relay_later(SYNC)
+    crew.relay(NEVER)
+    crew.anticipate(crew.next_moments(NEVER)[0] - HORIZON)
+    assert sent == []
+    crew.anticipate(NEVER)
+
+    assert [frame.payloads for _, frame in sent] == [[SYNC]]
 
 
 def test_a_worker_that_is_gone_is_not_looked_at_when_its_task_was_to_end(crew, child):

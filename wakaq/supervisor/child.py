@@ -121,19 +121,18 @@ class Child:
         self._average = before + weight * (mean - before)
         self._steady = mean if abs(mean - self._last) < ALIKE else 0.0
         self._last = mean
-        self._begin()
 
-    def _begin(self) -> None:
-        """Note that it begins a task about now."""
-        self._ends_at = self._steady and time.monotonic() + self._steady
+    def _expect(self) -> None:
+        """Foresee the end of the task that it has begun, or is about to begin."""
+        began_at = self.progress.started_at if self.progress.slot >= 0 else time.monotonic()
+        self._ends_at = self._steady and began_at + self._steady
 
     def sync_room(self, round_trip: float) -> int:
         """Return how many sync tasks to give it now; 0 while it still has two thirds of what it should have."""
-        waiting, target = self.waiting, 1
+        waiting, target, now = self.waiting, 1, time.monotonic()
         if self._average is None or self._average >= LONG:
-            if waiting and self.next_at(round_trip) <= time.monotonic() < self._ends_at + HORIZON:
-                target = 2
-        elif waiting and self._runs_long(time.monotonic()):
+            target += waiting > 0 and self._ends_soon(now, round_trip)
+        elif waiting and self._runs_long(now, round_trip):
             return 0
         else:
             ahead = math.ceil((HORIZON + round_trip) / max(self._average, 1e-6))
@@ -146,6 +145,9 @@ class Child:
         """Return from when on to claim what follows the running task, if that is expected to end; else a moment gone by."""
         return self._ends_at - HORIZON - round_trip
 
+    def _ends_soon(self, now: float, round_trip: float) -> bool:
+        return self.next_at(round_trip) <= now <= self._ends_at + HORIZON
+
     def async_room(self, limit: int) -> int:
         return self._limit((limit or SLOTS - 2 * MOST_AHEAD) - len(self.async_slots))
 
@@ -157,21 +159,20 @@ class Child:
         waiting = self.waiting - 1
         if waiting < 1 or self.is_recalling:
             return False
-        if self._runs_long(now):
-            return True
-        # More than `sync_room` ever gives, so these became longer than they were.
-        return waiting * (self._average or 0.0) > 2 * LONG + round_trip
+        # Or more than `sync_room` ever gives, so these became longer than they were.
+        is_more = waiting > 1 and waiting * (self._average or 0.0) > 2 * LONG + round_trip
+        return is_more or self._runs_long(now, round_trip)
 
-    def _runs_long(self, now: float) -> bool:
+    def _runs_long(self, now: float, round_trip: float) -> bool:
         """Whether it runs a task behind which nothing is to wait."""
-        until = max(self.progress.started_at + LONG, self._ends_at + HORIZON)
-        return self.progress.slot >= 0 and now > until
+        is_long = self.progress.slot >= 0 and now - self.progress.started_at > LONG
+        return is_long and not self._ends_soon(now, round_trip)
 
     def assign(self, claims: list[Claim]) -> list[int]:
         """Note what it is about to be sent; returns the slots."""
         self._window = min(max(self._window, 2 * len(claims)), MOST_AHEAD)
         if not self.waiting:
-            self._begin()
+            self._expect()
         if self.left is not None:
             self.left -= len(claims)
         slots = self.free[-len(claims) :]
@@ -187,6 +188,7 @@ class Child:
         if self.async_slots:
             for slot in slots:
                 self.async_slots.pop(slot, None)
+        self._expect()
         return [self.assigned.pop(slot) for slot in slots]
 
     def recalled(self, slots: list[int]) -> list[Claim]:

@@ -123,9 +123,10 @@ class Crew:
         return max(sync_room, async_room)
 
     def anticipate(self, now: float) -> None:
-        """Have something claimed for those whose task is about to end, so that they need not wait for it."""
+        """Give those whose task is about to end a broadcast, or have something claimed for them to run next."""
         for child in [child for child, moment in self._ending.items() if moment <= now]:
-            self.update(child)
+            if not self.give_relay(child, now):
+                self.update(child)
 
     def wants(self, now: float) -> list[tuple[int, int]]:
         """Return pairs of a child's number and how many payloads it can take."""

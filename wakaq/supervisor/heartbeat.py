@@ -39,8 +39,7 @@ class Heartbeat(Service):
             self._resumed_at = now
         self._last_tick = now
         children = [child for child in self._children() if child.is_ready]
-        since = now - SILENCE
-        silent = {c for c in children if max(c.progress.pong_at, self._resumed_at) < since}
+        silent = {c for c in children if now - max(c.progress.pong_at, self._resumed_at) > SILENCE}
         for child in children:
             self._ping(child, now)
         for child in silent:

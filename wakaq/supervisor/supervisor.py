@@ -97,8 +97,7 @@ class Supervisor:
         for child in self._children:
             child.rss = rss(child)
             tasks = [
-                {"name": call, "seconds": round(now - began, 1)}
-                for _, began, call in child.running()
+                {"name": call, "seconds": round(now - at, 1)} for _, at, call in child.running()
             ]
             entry = {"number": child.number, "pid": child.pid, "rss": child.rss, "tasks": tasks}
             entries.append(entry | {"is_silent": child in self._heartbeat.silent})
