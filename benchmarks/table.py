@@ -1,5 +1,6 @@
 """The table of all peers: enqueue, drain, what each task costs, pick-up, and what idling costs."""
 
+import itertools
 import statistics
 import sys
 import time
@@ -87,17 +88,22 @@ def pick_up(session: Session, first: int, count: int) -> Figures:
     return {"pick_up_p50": statistics.median(waits), "pick_up_p99": percentile(waits, 99)}
 
 
-def one_round(peer: Peer, scale: float) -> Figures:
-    """Measure everything once, each part on a fresh server."""
+def produce(peer: Peer, scale: float) -> Figures:
+    """Measure one producer alone."""
+    tasks = int(peer.tasks * scale)
+    with Session(peer, tasks) as session, session.pinned():
+        figures = {"enqueue": session.enqueue(min(int(PRODUCED * scale), tasks))["rate"]}
+        if peer.has_bulk:
+            figures["bulk"] = session.enqueue(tasks, bulk=True)["rate"]
+        return figures
+
+
+def consume(peer: Peer, scale: float) -> Figures:
+    """Measure workers, each part on a fresh server."""
     tasks, picked = int(peer.tasks * scale), max(50, int(300 * scale))
     figures = drain_full(peer, tasks)
     figures["drain_1kb"] = drain_full(peer, tasks, size=1024)["drain"]
     with Session(peer, tasks + picked + 1) as session:
-        with session.pinned():
-            figures["enqueue"] = session.enqueue(min(int(PRODUCED * scale), tasks))["rate"]
-            if peer.has_bulk:
-                figures["bulk"] = session.enqueue(tasks, bulk=True)["rate"]
-        session.server.client.flushall()
         session.start_workers()
         time.sleep(2)
         figures["pss"] = machine.pss(session.pids())
@@ -106,11 +112,15 @@ def one_round(peer: Peer, scale: float) -> Figures:
 
 
 def measure(names: list[str], rounds: int, scale: float) -> dict[str, dict[str, list[float]]]:
-    """Return every figure of every round, the peers taking turns."""
+    """Return every figure of every round, the peers taking turns.
+
+    The producers follow each other at once, three times a round: what they do is so little that the machine's mood of
+    the moment is a large part of it.
+    """
     results: dict[str, dict[str, list[float]]] = {}
-    for number in range(rounds):
+    for number, part in itertools.product(range(rounds), (produce, produce, produce, consume)):
         for name in names:
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
-            for figure, value in one_round(PEERS[name], scale).items():
+            for figure, value in part(PEERS[name], scale).items():
                 results.setdefault(name, {}).setdefault(figure, []).append(value)
     return results

@@ -19,6 +19,7 @@ from typing import Any, Self
 from proxy import Proxy
 
 HERE = Path(__file__).parent
+STEADY_RUNS = 0.25  # share of them
 SLOTS = 3  # supervisors
 TERM = 3.0  # seconds of a lease
 ALL = "all"
@@ -154,19 +155,26 @@ class Fleet:
         """Enqueue a mixture of tasks, and count those that Redis accepted."""
         chance = random.Random(self.chance.random())
         number = 0
+        # In some runs most take as long as the one before, so that what follows is claimed before they end.
+        if is_steady := chance.random() < STEADY_RUNS:
+            rate /= 2
         while not until():
             number += 1
             with contextlib.suppress(app.OUTAGES):
-                self._enqueue(app, str(number), chance)
+                self._enqueue(app, str(number), chance, is_steady=is_steady)
             time.sleep(chance.expovariate(rate))
 
-    def _enqueue(self, app: ModuleType, number: str, chance: random.Random) -> None:
+    def _enqueue(
+        self, app: ModuleType, number: str, chance: random.Random, *, is_steady: bool
+    ) -> None:
         kinds = {"work": 55, "wait": 15, "same": 15, "long": 3, "eta": 5, "flaky": 5, "doomed": 1}
         kind = chance.choices([*kinds, "stuck"], [*kinds.values(), 0.1])[0]
         queue = chance.choice(["high", "low", "low"])
         match kind:
             case "work" | "long":
-                seconds = chance.uniform(0.1, 1.5) if kind == "long" else chance.uniform(0, 0.004)
+                seconds = 0.08 if is_steady else chance.uniform(0, 0.004)
+                if kind == "long":
+                    seconds = chance.uniform(0.1, 1.5)
                 app.work.delay(number, seconds, queue=queue)
             case "eta":
                 app.work.delay(
