@@ -98,29 +98,36 @@ def produce(peer: Peer, scale: float) -> Figures:
         return figures
 
 
-def consume(peer: Peer, scale: float) -> Figures:
-    """Measure workers, each part on a fresh server."""
-    tasks, picked = int(peer.tasks * scale), max(50, int(300 * scale))
-    figures = drain_full(peer, tasks)
-    figures["drain_1kb"] = drain_full(peer, tasks, size=1024)["drain"]
-    with Session(peer, tasks + picked + 1) as session:
+def idle(peer: Peer, scale: float) -> Figures:
+    """Measure workers that have nothing to do, and then one task at a time."""
+    picked = max(50, int(300 * scale))
+    with Session(peer, picked + 1) as session:
         session.start_workers()
         time.sleep(2)
-        figures["pss"] = machine.pss(session.pids())
+        figures = {"pss": machine.pss(session.pids())}
         figures["connections"] = session.server.connections()
-        return figures | pick_up(session, tasks, picked)
+        return figures | pick_up(session, 0, picked)
+
+
+def consume(peer: Peer, scale: float) -> Figures:
+    """Measure workers on a full queue."""
+    tasks = int(peer.tasks * scale)
+    figures = drain_full(peer, tasks)
+    figures["drain_1kb"] = drain_full(peer, tasks, size=1024)["drain"]
+    return figures
 
 
 def measure(names: list[str], rounds: int, scale: float) -> dict[str, dict[str, list[float]]]:
     """Return every figure of every round, the peers taking turns.
 
-    The producers follow each other at once, three times a round: what they do is so little that the machine's mood of
-    the moment is a large part of it.
+    What takes little time is compared within minutes, and next to the floors, since the machine's mood of the moment is
+    a large part of it: so all peers do one part before the next, and the producers' part comes three times.
     """
     results: dict[str, dict[str, list[float]]] = {}
-    for number, part in itertools.product(range(rounds), (produce, produce, produce, consume)):
-        for name in names:
+    parts = (produce, produce, produce, idle, consume)
+    for number, part in itertools.product(range(rounds), parts):
+        for name in sorted(names, key=lambda name: PEERS[name].is_rival):
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
             for figure, value in part(PEERS[name], scale).items():
                 results.setdefault(name, {}).setdefault(figure, []).append(value)
-    return results
+    return {name: results[name] for name in names}
