@@ -10,7 +10,7 @@ import pytest
 
 import wakaq
 
-MOST_LINES = 6_450
+MOST_LINES = 6_446
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = Path(wakaq.__file__).parent
 PYTHON = sorted(PACKAGE.rglob("*.py"))

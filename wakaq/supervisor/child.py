@@ -67,11 +67,8 @@ class Child:
         self.is_recalling = False  # asked for what it has not started, and yet to answer
         self._window = 1
         self._average: float | None = None
-        self._last, self._steady = (
-            math.inf,
-            0.0,
-        )  # duration of its last task, and again if the one before took as long
-        self._ends_at = 0.0  # when its task is expected to end, if anything is
+        # Duration of its last task, again if the one before took as long, and when its task is then expected to end.
+        self._last, self._steady, self._ends_at = math.inf, 0.0, 0.0
 
         # Written by the dispatcher before it tells the main thread, which then sees to it.
         self.boot_failure = ""

@@ -32,9 +32,8 @@ class Crew:
         # change of a child, so that no step looks at hundreds of them.
         self._hungry: set[Child] = set()
         self._crowded: set[Child] = set()
-        self._ending: dict[
-            Child, float
-        ] = {}  # when to look at children whose task is expected to end
+        # When to look at children whose task is expected to end.
+        self._ending: dict[Child, float] = {}
         self._by_number: dict[int, list[Child]] = {}  # the oldest first; one of them can serve
         self._send = send
         self._async_limit = app.settings.async_concurrency
