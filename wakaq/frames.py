@@ -123,7 +123,7 @@ class Progress:
 
     _WORDS = 4
 
-    pong_at = _word(0)  # when the control thread last answered
+    pong_at = _word(0)  # when the control thread last answered, or was made
     started_at = _word(2)  # of the sync task, as is the deadline
     soft_deadline = _word(3)  # 0.0: none
 

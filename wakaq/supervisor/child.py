@@ -19,7 +19,7 @@ from wakaq.message import describe
 from wakaq.turn import Claim
 
 MOST_AHEAD = 256  # sync tasks assigned at once
-LONG = 0.05  # seconds; behind a task that takes longer nothing waits: so priorities stay strict
+LONG = 0.05  # seconds; behind a longer task nothing waits but for its last moments: priorities stay strict
 HORIZON = 0.005  # seconds of work that is assigned ahead, besides the round trip to Redis
 ALIKE = 0.0025  # seconds; tasks in a row that differ by less are expected to go on like that
 LAST_BREATH = 1.0  # seconds between the end of a worker's channel and that of its process

@@ -134,7 +134,7 @@ class Lease(Service):
         for field, raw in entries.items():
             entry = read_entry(raw)
             if not entry and field not in self._seen:
-                logger.warning("The registry's entry %s is no JSON object: %r", field, raw[:100])
+                logger.warning("The registry's entry %s is no supervisor's: %r", field, raw[:100])
             beat = entry.get("beat")
             last, still = self._seen.get(field, (None, 0.0))
             still = still + passed if field in self._seen and beat == last else 0.0

@@ -84,8 +84,8 @@ class Ledger:
             if not (is_own and self._is_pure):
                 self.add([one])
             elif len(self._pending) > carried and self._pending[-1][:2] == (lane, "first"):
-                last = self._pending.pop()
-                self._pending.append(last._replace(payloads=[*last.payloads, *one.payloads]))
+                payloads = [*self._pending[-1].payloads, *one.payloads]
+                self._pending[-1] = self._pending[-1]._replace(payloads=payloads)
             else:
                 self._pending.append(one._replace(action="first"))
 
