@@ -1,14 +1,15 @@
 """Fixtures for the tests of applications that use WakaQ; pytest finds them by itself.
 
-They serve the application that the option `wakaq_app` of pytest's configuration names, such as `shop.tasks.wakaq`, or the
-one that a fixture `wakaq_app` of your own returns:
+They serve the application that the option `wakaq_app` of pytest's configuration names, such as
+`shop.tasks.wakaq`, or the one that a fixture `wakaq_app` of your own returns:
 
 - `wakaq_in_place`: a task runs where it is enqueued, with no Redis.
 - `wakaq_enqueued`: nothing runs, and what is enqueued is in a list, with no Redis.
-- `wakaq_server`: a Redis for this test alone, for tests with a real worker; needs `wakaq[embedded]`.
+- `wakaq_server`: a Redis for this test alone, for tests with a real worker; it needs
+  `wakaq[embedded]`.
 
-Not in the package, and importing it only where a fixture is used: pytest imports this file in every run on a machine that
-has WakaQ, and should not have to load a Redis client for it.
+Not in the package, and importing it only where a fixture is used: pytest imports this file in every
+run on a machine that has WakaQ, and should not have to load a Redis client for it.
 """
 # ruff: noqa: PLC0415 - see above
 
@@ -51,7 +52,10 @@ def wakaq_app(pytestconfig: pytest.Config) -> Any:
 
 @pytest.fixture
 def wakaq_in_place(wakaq_app: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The application, whose `.delay()` and `.broadcast()` run the task in place, hooks and wrapper too."""
+    """The application, whose `.delay()` and `.broadcast()` run the task in place.
+
+    Its hooks and its wrapper run, too.
+    """
     settings = dataclasses.replace(wakaq_app.settings, synchronous_mode=True)
     monkeypatch.setattr(wakaq_app, "settings", settings)
     return wakaq_app
@@ -59,7 +63,7 @@ def wakaq_in_place(wakaq_app: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def wakaq_enqueued(wakaq_app: Any, monkeypatch: pytest.MonkeyPatch) -> list[Enqueued]:
-    """What the application was asked to enqueue, in that order; each has task, args, kwargs, queue and eta."""
+    """What the application was asked to enqueue, in that order."""
     from wakaq.message import Call, Message
 
     calls: list[Enqueued] = []
@@ -103,8 +107,8 @@ def wakaq_enqueued(wakaq_app: Any, monkeypatch: pytest.MonkeyPatch) -> list[Enqu
 @pytest.fixture
 def wakaq_server(wakaq_app: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of a real, empty server, which the application uses during this test."""
-    from wakaq.broker import Broker
     from wakaq.embedded import EmbeddedServer
+    from wakaq.store.broker import Broker
 
     # Short, because the path of a unix socket may have no more than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="wakaq-") as folder:

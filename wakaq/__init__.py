@@ -1,4 +1,7 @@
-"""WakaQ: runs Python functions in the background, on Redis. What applications import; nothing is defined here."""
+"""WakaQ: runs Python functions in the background, on Redis.
+
+What applications import; nothing is defined here.
+"""
 
 import logging
 

@@ -1,4 +1,7 @@
-"""The application: registers queues, tasks, schedules and hooks, and enqueues. Not for running tasks on workers."""
+"""The application: registers queues, tasks, schedules and hooks, and enqueues.
+
+Not for running tasks on workers.
+"""
 
 import functools
 import os
@@ -8,15 +11,30 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
 
-from wakaq import wrapping
-from wakaq.broker import Broker
 from wakaq.cron import CronTask
 from wakaq.errors import ConfigError, SoftTimeout, UnknownQueue, UnknownTask
+from wakaq.hooks import (
+    AnyCallable,
+    AnyTask,
+    arun_between,
+    complete,
+    run_between,
+    takes_call,
+    wrap,
+)
 from wakaq.message import Call, Message, encode_call
 from wakaq.queue import Queue, in_order
-from wakaq.settings import Duration, Policy, RetryDelay, RetryOn, Settings
-from wakaq.task import P, R, Task
-from wakaq.wrapping import AnyCallable, AnyTask
+from wakaq.settings import (
+    LOG_FORMAT,
+    TASK_LOG_FORMAT,
+    Duration,
+    Policy,
+    RetryDelay,
+    RetryOn,
+    Settings,
+)
+from wakaq.store.broker import Broker
+from wakaq.task import Args, Kwargs, P, R, Task
 
 AnyHook = Callable[[], object]
 Hook = TypeVar("Hook", bound=AnyHook)
@@ -33,8 +51,9 @@ class _Batch(list[Call]):
 class WakaQ:
     """An application's queues, tasks, schedules and hooks.
 
-    The documentation's page on configuration explains each option, with unit and default. Durations are seconds or
-    timedeltas. A task's own timeouts and retries win over its queue's, and those over these.
+    The documentation's page on configuration explains each option, with unit and default. Durations
+    are seconds or timedeltas. A task's own timeouts and retries win over its queue's, and those
+    over these.
 
     Raises:
         ConfigError: An option is not valid; the message names it, its value and the remedy.
@@ -78,7 +97,39 @@ class WakaQ:
         wait_timeout: Duration = 1,  # longest block on Redis
         synchronous_mode: bool = False,  # .delay() and .broadcast() run in place, with no Redis
     ) -> None:
-        self.settings = Settings.create(locals())  # first: before there are other local names
+        self.settings = Settings.create(
+            url=url,
+            host=host,
+            port=port,
+            username=username,
+            password=password,
+            db=db,
+            prefix=prefix,
+            concurrency=concurrency,
+            async_concurrency=async_concurrency,
+            exclude_queues=exclude_queues,
+            soft_timeout=soft_timeout,
+            hard_timeout=hard_timeout,
+            max_retries=max_retries,
+            retry_on=retry_on,
+            retry_delay=retry_delay,
+            max_redeliveries=max_redeliveries,
+            max_mem_percent=max_mem_percent,
+            max_tasks_per_worker=max_tasks_per_worker,
+            shutdown_timeout=shutdown_timeout,
+            dead_letters=dead_letters,
+            worker_log_file=worker_log_file,
+            scheduler_log_file=scheduler_log_file,
+            worker_log_level=worker_log_level,
+            scheduler_log_level=scheduler_log_level,
+            log_format=log_format or LOG_FORMAT,
+            task_log_format=task_log_format or TASK_LOG_FORMAT,
+            socket_timeout=socket_timeout,
+            socket_connect_timeout=socket_connect_timeout,
+            health_check_interval=health_check_interval,
+            wait_timeout=wait_timeout,
+            synchronous_mode=synchronous_mode,
+        )
         self.queues = in_order(queues)
         self.queues_by_name = {queue.name: queue for queue in self.queues}
         self.default_queue = self.queues[-1]
@@ -92,7 +143,7 @@ class WakaQ:
         self._policies: dict[tuple[AnyTask, Queue], Policy] = {}
         self._batch: ContextVar[_Batch | None] = ContextVar("wakaq_batch", default=None)
         for queue in self.queues:
-            Policy.resolve(queue, self.settings).check(f"queue {queue.name!r}")
+            Policy.resolve(queue, self.settings).check_timeouts(f"queue {queue.name!r}")
         for name in (*self.settings.exclude_queues, *(one.queue for one in self.schedules)):
             self._find_queue(self.default_queue if name is None else name)
 
@@ -155,7 +206,7 @@ class WakaQ:
         Raises:
             ConfigError: It is neither, or there is one already.
         """
-        wrapping.takes_call(wrapper)
+        takes_call(wrapper)  # raises if it has neither form
         if self._wrapper is not None:
             raise ConfigError(f"wrap_tasks_with: {self._wrapper!r} and {wrapper!r}: join them")
         self._wrapper = wrapper
@@ -163,7 +214,12 @@ class WakaQ:
         return wrapper
 
     def validate(self) -> None:
-        """Raise UnknownTask or ConfigError for a schedule that is wrong, once all tasks are registered."""
+        """Check the schedules, once all tasks are registered.
+
+        Raises:
+            UnknownTask: A schedule names a task that is not there.
+            ConfigError: Its arguments do not fit the task, or its queue does not.
+        """
         for schedule in self.schedules:
             if (task := self.tasks.get(schedule.task_name)) is None:
                 known = ", ".join(sorted(self.tasks)) or "none"
@@ -177,12 +233,14 @@ class WakaQ:
     def resolve_queue(self, queue: str | Queue | None, task: AnyTask) -> Queue:
         """Return the queue of a call: the one given, else the task's own, else the default one.
 
-        It raises UnknownQueue, or ConfigError where the task's timeouts contradict those of the queue given.
+        Raises:
+            UnknownQueue: The application has no such queue.
+            ConfigError: The task's timeouts contradict those of the queue given.
         """
         if queue is None:
             return task.queue or self.default_queue
         found = self._find_queue(queue)
-        self.policy(task, found).check(f"task {task.name!r} on queue {found.name!r}")
+        self.policy(task, found).check_timeouts(f"task {task.name!r} on queue {found.name!r}")
         return found
 
     def _find_queue(self, queue: str | Queue) -> Queue:
@@ -199,16 +257,21 @@ class WakaQ:
         return self._policies[task, queue]
 
     def callable_for(self, task: AnyTask) -> AnyCallable:
-        """Return what runs a task: its function in the wrapper; raise WakaQError if that returned no function."""
+        """Return what runs a task: its function, in the wrapper if there is one.
+
+        Raises:
+            WakaQError: The wrapper is a decorator that returned no function.
+        """
         if task not in self._callables:
-            self._callables[task] = wrapping.wrap(task, self._wrapper)
+            self._callables[task] = wrap(task, self._wrapper)
         return self._callables[task]
 
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Send the calls that this block makes at its end, in few round trips; none if it raises.
 
-        A batch within a batch joins it. Broadcasts are sent at once, since they tell whom they reached.
+        A batch within a batch joins it. Broadcasts are sent at once, since they tell whom they
+        reached.
         """
         if (outer := self._batch.get()) is not None and outer.is_open:
             yield
@@ -218,44 +281,47 @@ class WakaQ:
         try:
             yield
         finally:
-            # What the block started may outlive it in a copy of its context; its calls are then sent at once.
+            # What the block started may outlive it in a copy of its context; its calls are then
+            # sent at once.
             batch.is_open = False
             self._batch.reset(token)
         if batch:
             self.broker.enqueue_all(batch)
 
-    def enqueue(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enqueue(self, task: AnyTask, args: Args, kwargs: Kwargs) -> None:
         """Do what `task.delay` promises; `queue` and `eta` are among the kwargs."""
         call = self._accept(task, args, kwargs)
         if call is None:
             return
         if self.settings.synchronous_mode:
-            wrapping.complete(self._run(task, call.payload))
+            self._run_in_place(task, call.payload)
         elif call.delay is None and call.at is None:
             self.broker.enqueue(call.queue, call.payload)
         else:
             self.broker.enqueue_all([call])
 
-    async def aenqueue(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    async def aenqueue(self, task: AnyTask, args: Args, kwargs: Kwargs) -> None:
         """Do what `task.adelay` promises."""
         call = self._accept(task, args, kwargs)
         if call is None:
             return
-        if self.settings.synchronous_mode:
-            await wrapping.settle(self._run(task, call.payload))
-        else:
+        if not self.settings.synchronous_mode:
             await self.broker.aenqueue_all([call])
+        elif task.is_async:
+            await self._arun_in_place(task, call.payload)
+        else:
+            self._run_in_place(task, call.payload)
 
-    def broadcast(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def broadcast(self, task: AnyTask, args: Args, kwargs: Kwargs) -> int:
         """Do what `task.broadcast` promises."""
         task.check_arguments(args, kwargs)  # which know no queue and no eta here
         payload = encode_call(task.json_name, args, kwargs)
         if self.settings.synchronous_mode:
-            wrapping.complete(self._run(task, payload))
+            self._run_in_place(task, payload)
             return 1
         return self.broker.publish(payload)
 
-    def _accept(self, task: AnyTask, args: Any, kwargs: Any) -> Call | None:
+    def _accept(self, task: AnyTask, args: Args, kwargs: Kwargs) -> Call | None:
         """Check a call, and return it unless it joins a batch."""
         queue, delay, at = task.queue or self.default_queue, None, None
         if kwargs:
@@ -269,17 +335,37 @@ class WakaQ:
         batch.append(call)
         return None
 
-    def _run(self, task: AnyTask, payload: bytes) -> Any:
-        """Run a task in place, or return an awaitable that does if it is async."""
-        # Through the payload, so that the task gets its arguments as a worker would.
+    def _run_in_place(self, task: AnyTask, payload: bytes) -> None:
+        """Run a task here and now, between its hooks; raises what it raised."""
+        before, after = self.before_task_started_hooks, self.after_task_finished_hooks
+        call = self._call_of(task, payload)
+        error: BaseException | None
+        if task.is_async:
+            error = complete(arun_between(before, call, after))
+        else:
+            error = run_between(before, call, after, complete)
+        if error is not None:
+            raise error
+
+    async def _arun_in_place(self, task: AnyTask, payload: bytes) -> None:
+        """Run an async task on this event loop, between its hooks; raises what it raised."""
+        before, after = self.before_task_started_hooks, self.after_task_finished_hooks
+        error = await arun_between(before, self._call_of(task, payload), after)
+        if error is not None:
+            raise error
+
+    def _call_of(self, task: AnyTask, payload: bytes) -> Callable[[], Any]:
+        """Return what runs the call of a payload, so that it gets its arguments as on a worker."""
         message = Message.decode(payload)
-        call = functools.partial(self.callable_for(task), *message.args, **message.kwargs)
-        run = wrapping.arun_in_place if task.is_async else wrapping.run_in_place
-        return run(call, self.before_task_started_hooks, self.after_task_finished_hooks)
+        return lambda: self.callable_for(task)(*message.args, **message.kwargs)
 
 
-def _due(eta: Any) -> tuple[float | None, float | None]:
-    """Return an eta as seconds from now or as unix time, both None if it is due already; raise TypeError for another."""
+def _due(eta: object) -> tuple[float | None, float | None]:
+    """Return an eta as seconds from now or as unix time; both are None if it is due already.
+
+    Raises:
+        TypeError: It is no eta.
+    """
     if eta is None:
         return None, None
     if isinstance(eta, timedelta):

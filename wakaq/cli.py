@@ -1,28 +1,30 @@
-"""The commands. Not for what they do: each hands over to the part that does it, and says in one line what went wrong."""
+"""The commands: each hands over to the part that does it, and says in one line what went wrong.
+
+A command imports what it needs when it runs. So it answers sooner, and a worker, whose memory holds
+what was imported here, does without the tables, the demo and the embedded server.
+"""
+# ruff: noqa: PLC0415 - see above
 
 import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from wakaq.broker import Broker
-from wakaq.client import OUTAGES, RedisError
-from wakaq.embedded import EmbeddedServer
+from wakaq.app import WakaQ
 from wakaq.errors import UnknownQueue, WakaQError
-from wakaq.inspector import Inspector
-from wakaq.letters import Letter
 from wakaq.loader import load, suggest
 from wakaq.log import configure
 from wakaq.message import describe
 from wakaq.queue import Queue
-from wakaq.scheduler import Scheduler
-from wakaq.supervisor.service import Outage, Service
-from wakaq.titles import set_title
+from wakaq.store.connection import RedisError, ResponseError, is_outage
+from wakaq.store.dead_letter import DeadLetter
 
 STOP_GRACE = 1.0  # seconds for the scheduler's last call to Redis, which may be away
+USAGE_ERROR = 2  # exit status: something is wrong that the user can put right
 
 app_option = click.option("--app", "path", required=True, help="Such as shop.tasks.wakaq.")
 queue_option = click.option("--queue", "name", required=True, help="The queue's name.")
@@ -45,13 +47,10 @@ class Command(click.Command):
             message = f"wakaq: {' '.join(error.format_message().split())} See {command} --help"
         except WakaQError as error:
             message = f"wakaq: {error}"
-        except OUTAGES as error:
-            remedy = "check the app's url, host, port and password, and that it runs"
-            message = f"wakaq: Redis cannot be used: {error}; {remedy}"
         except RedisError as error:
-            message = f"wakaq: Redis refuses: {error}"
+            message = f"wakaq: {explain(error)}"
         click.echo(message, err=True)
-        sys.exit(2)
+        sys.exit(USAGE_ERROR)
 
 
 class Group(Command, click.Group):
@@ -78,21 +77,23 @@ def worker(path: str, *, embedded: bool, schedules: bool) -> int:
 
     Example: wakaq-worker --app=shop.tasks.wakaq
     """
-    # Here, as `info` and `demo` below: each command loads what it needs, and answers sooner.
-    from wakaq.supervisor.supervisor import Supervisor  # noqa: PLC0415
+    from wakaq.supervisor.supervisor import Supervisor
 
     app = load(path)
     options = app.settings
     level, file = options.worker_log_level, options.worker_log_file
     configure(level, file, options.log_format, options.task_log_format)
+    # It forks its fork server now, before there is a thread or a server of ours to be copied.
+    with contextlib.ExitStack() as stack:
+        supervisor = Supervisor(app, path, with_scheduler=schedules)
+        stack.callback(supervisor.close)
+        # Until the supervisor handles it, so that what was started is ended.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        if embedded:
+            from wakaq.embedded import EmbeddedServer
 
-    def more_services(broker: Broker, outage: Outage) -> list[Service]:
-        return [Scheduler(app, broker, lambda _: None, outage)] if schedules else []
-
-    # Until the supervisor handles it, so that no server of ours is left behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with EmbeddedServer(app.settings) if embedded else contextlib.nullcontext():
-        return Supervisor(app, path, more_services).run()
+            stack.enter_context(EmbeddedServer(options))
+        return supervisor.run()
 
 
 @main.command()
@@ -102,6 +103,10 @@ def scheduler(path: str) -> None:
 
     Example: wakaq-scheduler --app=shop.tasks.wakaq
     """
+    from wakaq.scheduler import Scheduler
+    from wakaq.service import Outage
+    from wakaq.titles import set_title
+
     app = load(path)
     options = app.settings
     level, file = options.scheduler_log_level, options.scheduler_log_file
@@ -126,10 +131,10 @@ def info(path: str, *, as_json: bool, watch: bool) -> None:
 
     Example: wakaq-info --app=shop.tasks.wakaq --watch
     """
-    from wakaq.info import show  # noqa: PLC0415
+    from wakaq.info import show
+    from wakaq.store.inspect import Inspector
 
-    app = load(path)
-    show(Inspector(app.settings, app.queues), as_json=as_json, watch=watch)
+    show(Inspector(load(path).broker), as_json=as_json, watch=watch)
 
 
 @main.command()
@@ -141,9 +146,11 @@ def purge(path: str, name: str, *, yes: bool) -> None:
 
     Example: wakaq-purge --app=shop.tasks.wakaq --queue=emails
     """
-    inspector, queue = find(path, name)
+    from wakaq.store.inspect import Inspector
+
+    app, queue = load_queue(path, name)
     confirm(f"Drop all tasks that wait in queue {name!r}?", yes=yes)
-    pending, delayed = inspector.purge(queue)
+    pending, delayed = Inspector(app.broker).purge(queue)
     click.echo(f"Dropped {pending} pending and {delayed} delayed tasks of queue {name!r}")
 
 
@@ -167,32 +174,33 @@ def dead(  # noqa: PLR0913 - each is an option
 ) -> None:
     """See, put back or drop dead letters: tasks that WakaQ gave up on.
 
-    Each has an INDEX, 0 for the oldest in its queue. Without one, the newest are listed, and all are put back or dropped.
+    Each has an INDEX, 0 for the oldest in its queue. Without one, the newest are listed, and all
+    are put back or dropped.
 
     Example: wakaq dead retry --app=shop.tasks.wakaq --queue=emails 17
     """
-    inspector, queue = find(path, name)
-    count = inspector.count_dead(queue)
+    from wakaq.store.inspect import Inspector
+
+    app, queue = load_queue(path, name)
+    inspector = Inspector(app.broker)
+    count = inspector.count_dead_letters(queue)
     if action == "list":
-        chosen = indexes or range(count - 1, max(count - limit, 0) - 1, -1)
-        for index, raw in zip(chosen, inspector.dead(queue, chosen), strict=True):
-            letter = Letter.decode(raw)
-            if as_json:
-                click.echo(json.dumps({"index": index, **letter.to_dict()}))
-            else:
-                click.echo(f"{index}  {describe(letter.payload)}")
-                click.echo(f"{letter.reason}, {letter.at}, {letter.worker}\n{letter.traceback}\n")
+        newest_first = range(count - 1, max(count - limit, 0) - 1, -1)
+        chosen = indexes or newest_first
+        numbered = zip(chosen, inspector.dead_letters(queue, chosen), strict=True)
+        show_dead_letters(numbered, as_json=as_json)
         if not as_json:
             click.echo(f"Queue {name!r} has {count} dead letters")
         return
-    letters = inspector.dead(queue, sorted(set(indexes)) or range(count))
+    letters = inspector.dead_letters(queue, sorted(set(indexes)) or range(count))
     if action == "purge":
         confirm(f"Drop {len(letters)} dead letters of queue {name!r}?", yes=yes)
-        click.echo(f"Dropped {inspector.drop(queue, letters)} dead letters of queue {name!r}")
+        dropped = inspector.purge_dead_letters(queue, letters)
+        click.echo(f"Dropped {dropped} dead letters of queue {name!r}")
     else:
         confirm(f"Put {len(letters)} tasks back?", yes=yes or bool(indexes))
-        count = sum(inspector.revive(queue, letter) for letter in letters)
-        click.echo(f"Put {count} of {len(letters)} tasks back into queue {name!r}")
+        retried = sum(inspector.retry_dead_letter(queue, letter) for letter in letters)
+        click.echo(f"Put {retried} of {len(letters)} tasks back into queue {name!r}")
 
 
 @main.command()
@@ -201,22 +209,46 @@ def demo() -> int:
 
     Example: wakaq demo
     """
-    from wakaq.demo import run_demo  # noqa: PLC0415
+    from wakaq.demo import run_demo
 
     return run_demo()
 
 
-def find(path: str, name: str) -> tuple[Inspector, Queue]:
-    """Return the inspector of an app, and its queue of this name."""
+def load_queue(path: str, name: str) -> tuple[WakaQ, Queue]:
+    """Return an app, and its queue of this name.
+
+    Raises:
+        ConfigError: There is no such app.
+        UnknownQueue: It has no such queue.
+    """
     app = load(path)
     if name not in app.queues_by_name:
         known = ", ".join(app.queues_by_name)
         hint = suggest(name, app.queues_by_name)
         raise UnknownQueue(f"--queue={name!r}: the queues are {known}{hint}")
-    return Inspector(app.settings, app.queues), app.queues_by_name[name]
+    return app, app.queues_by_name[name]
+
+
+def show_dead_letters(numbered: Iterable[tuple[int, bytes]], *, as_json: bool) -> None:
+    """Write dead letters, with their indexes, to stdout."""
+    for index, raw in numbered:
+        letter = DeadLetter.decode(raw)
+        if as_json:
+            click.echo(json.dumps({"index": index, **letter.to_dict()}))
+        else:
+            click.echo(f"{index}  {describe(letter.payload)}")
+            click.echo(f"{letter.reason}, {letter.at}, {letter.worker}\n{letter.traceback}\n")
 
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask if there is somebody to ask; end if the answer is no."""
     if not yes and sys.stdin.isatty():
         click.confirm(question, abort=True, err=True)
+
+
+def explain(error: RedisError) -> str:
+    """Return what is wrong with Redis, and what to do."""
+    if isinstance(error, ResponseError) and not is_outage(error):
+        return f"Redis refuses: {error}"
+    remedy = "check the app's url, host, port and password, and that it runs"
+    return f"Redis cannot be used: {error}; {remedy}"

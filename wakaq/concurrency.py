@@ -1,4 +1,7 @@
-"""Counts the processors this process may use, and evaluates `"cores*2"`. Not for deciding who gets one."""
+"""Counts the processors this process may use, and evaluates `"cores*2"`.
+
+Not for deciding who gets one.
+"""
 
 import ast
 import math
@@ -7,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-_MOST = 10_000
+_MOST = 10_000  # processes, or tasks at once
 _LONGEST = 200  # characters, so that nothing nests too deeply
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -22,23 +25,29 @@ _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
 def available_cores(
     cgroup_root: str = "/sys/fs/cgroup", own_cgroups: str = "/proc/self/cgroup"
 ) -> int:
-    """Return how many processors this process may use: its affinity, limited by its cgroups' quotas, at least 1."""
+    """Return how many processors this process may use, at least 1.
+
+    They are those of its affinity, limited by the quotas of its cgroups, of version 1 or 2.
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    groups = Path(own_cgroups)
-    for group in groups.read_text().splitlines() if groups.exists() else ():
-        _, controllers, path = group.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            root = Path(cgroup_root, "cpu" if controllers else "")
-            # In a container the path may be the host's, which is not there; the root is then the container's own.
-            leaf = Path(path.lstrip("/"))
-            cores = math.ceil(min(cores, *(_quota(root / one) for one in (leaf, *leaf.parents))))
+    cgroups = Path(own_cgroups)
+    for line in cgroups.read_text().splitlines() if cgroups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = Path(cgroup_root, "cpu" if controllers else "")
+        # In a container the path may be the host's, which is not there; then the root is the
+        # container's own cgroup.
+        cgroup = Path(path.lstrip("/"))
+        quotas = [_quota(root / one) for one in (cgroup, *cgroup.parents)]
+        cores = math.ceil(min(cores, *quotas))
     return max(cores, 1)
 
 
-def _quota(folder: Path) -> float:
-    """Return the processors that a cgroup's limit, of version 2 or 1, amounts to; infinite if it has none."""
-    files = [folder / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+def _quota(cgroup: Path) -> float:
+    """Return the processors that a cgroup's limit amounts to; infinite if it has none."""
+    files = [cgroup / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
     try:
         quota, period = " ".join(file.read_text() for file in files if file.exists()).split()
         processors = float(quota) / float(period)
@@ -48,16 +57,20 @@ def _quota(folder: Path) -> float:
 
 
 def evaluate(expression: int | str, cores: int | None = None, minimum: int = 1) -> int:
-    """Return a number of processes or tasks, rounded down; raise ValueError, with the remedy, if it is out of range.
+    """Return a number of processes or tasks, rounded down.
 
-    An expression has numbers, `cores`, `+ - * / // **`, parentheses, `min` and `max`, and nothing else.
+    An expression has numbers, `cores`, `+ - * / // **`, parentheses, `min` and `max`, and nothing
+    else.
+
+    Raises:
+        ValueError: It is no such expression, or out of range; the message has the remedy.
     """
     remedy = 'give an int, or an expression such as "max(cores-1, 1)"'
     cores = cores or available_cores()
     text = str(expression).strip()
     try:
         if len(text) > _LONGEST:
-            raise ValueError(f"longer than {_LONGEST} characters")  # noqa: TRY301 - with the remedy below
+            raise ValueError(f"longer than {_LONGEST} characters")  # noqa: TRY301 - remedy below
         value = _value(ast.parse(text, mode="eval").body, cores)
         is_in_range = minimum <= value < _MOST + 1
     except (ValueError, TypeError, SyntaxError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""A periodic task: when it is due. Not for enqueueing it: that is `scheduler`'s part."""
+"""A periodic task: when it is due. Not for enqueueing it: that is for `scheduler`."""
 
 import hashlib
 import re
@@ -24,11 +24,13 @@ class CronTask:
         queue: Where to; by default the task's own queue.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
-        timezone: The IANA name of the zone in which the expression is meant, by default UTC. Where clocks change, croniter's
-            rules hold: a moment that is skipped fires when the hour ends, one that comes twice fires twice.
+        timezone: The IANA name of the zone in which the expression is meant, by default UTC. Where
+            clocks change, croniter's rules hold: a moment that is skipped fires when the hour
+            ends, one that comes twice fires twice.
 
     Raises:
-        ConfigError: The expression is not valid or never matches, the zone is unknown, or an argument cannot be sent.
+        ConfigError: The expression is not valid or never matches, the zone is unknown, or an
+            argument cannot be sent.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - each is an option
@@ -53,13 +55,14 @@ class CronTask:
         self.kwargs = dict(kwargs or {})
         self.timezone = timezone
         self._zone = UTC if timezone is None else _zone(where, timezone)
-        # croniter would roll the dice of a random field again at every look; of a seventh one it makes a year.
+        # A field at random would be another moment each time croniter is asked, and a seventh field
+        # would be a year.
         if re.search(r"(^|\s)[rR]", self.schedule) or len(self.schedule.split()) > _MOST_FIELDS:
             raise ConfigError(f"{where}: give 5 fields, or 6 with seconds last, and none at random")
         try:
             self.next_tick(0.0)
             self.payload = Message(name, self.args, self.kwargs).encode()
-        except (TypeError, ValueError) as error:  # the base of croniter's own
+        except (TypeError, ValueError) as error:  # croniter's errors derive from ValueError
             raise ConfigError(f"{where}: {error}") from error
 
     def __repr__(self) -> str:
@@ -79,14 +82,18 @@ class CronTask:
 
     @property
     def identity(self) -> str:
-        """A text that is the same for the same schedule, task and arguments on every machine; fit for a Redis key."""
+        """A text that is the same for the same schedule, task and arguments on every machine.
+
+        It is fit for a Redis key.
+        """
         parts = (self.schedule.encode(), (self.timezone or "").encode(), self.payload)
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '_', self.task_name)[:50]}-{digest}"
 
     def next_tick(self, after: float) -> float:
         """Return the first tick later than `after`, both in unix seconds."""
-        # Ticks are whole seconds, and croniter's own rounding of fractions differs between its two directions.
+        # Ticks are whole seconds, and croniter's own rounding of fractions differs between its two
+        # directions.
         return float(self._iterator(floor(after)).get_next(float))
 
     def previous_tick(self, at: float) -> float:
@@ -94,7 +101,9 @@ class CronTask:
         return float(self._iterator(floor(at) + 1).get_prev(float))
 
     def _iterator(self, moment: float) -> Any:
-        # This import and the one below wait: an application without schedules should not pay for them.
+        """Return croniter's iterator from a moment in unix seconds."""
+        # Imported here, as zoneinfo below, so that an application without schedules does not pay
+        # for it.
         from croniter import croniter  # noqa: PLC0415
 
         return croniter(self.schedule, datetime.fromtimestamp(moment, self._zone))

@@ -1,6 +1,7 @@
-"""`wakaq demo`: a real worker on a real server reads the source of this Python installation, and loses a process.
+"""`wakaq demo`: a real worker reads the source of this Python, and loses a process.
 
-Not an example of how to lay out an application: tasks, caller and display share a file, to be read in one go.
+Not an example of how to lay out an application: tasks, caller and display share a file, to be read
+in one go.
 """
 
 import ast
@@ -15,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker
 from wakaq.embedded import EmbeddedServer
+from wakaq.store.broker import Broker
+from wakaq.store.inspect import Inspector
 
 URL = "WAKAQ_DEMO_URL"  # environment variable: where the demo's worker finds its server
 COMMAND = [sys.executable, "-m", "wakaq", "worker", "--app=wakaq.demo.wakaq", "--scheduler"]
 MOST_FILES = 1_200
-LATEST_END = 120.0
+LATEST_END = 120.0  # seconds
+REFRESH = 0.1  # seconds
 QUEUES = {"small": 4_000, "medium": 12_000, "large": 40_000}  # files below so many bytes
 READ, OTHERS = "demo:read", "demo:others"  # hashes in Redis for what the tasks find
 LATEST = "demo:latest"  # the process that began to read a file
@@ -53,7 +56,10 @@ def redis() -> Any:
 
 @wakaq.task
 def read(path: str) -> None:
-    """Count what a source file contains; to run twice changes nothing, as it should be for every task."""
+    """Count what a source file contains.
+
+    To run it twice changes nothing, as it should be for every task.
+    """
     redis().set(LATEST, os.getpid())
     source = Path(path).read_bytes()
     try:
@@ -98,7 +104,9 @@ def run_demo() -> int:
         log = Path(folder, "worker.log")
         with EmbeddedServer(settings, folder), log.open("wb") as output:
             # In a session of its own, by which its processes are found.
-            worker = subprocess.Popen(COMMAND, stderr=output, start_new_session=True)  # noqa: S603 - our own command
+            worker = subprocess.Popen(  # noqa: S603 - our own command
+                COMMAND, stderr=output, start_new_session=True
+            )
             try:
                 return run(worker)
             finally:
@@ -109,7 +117,7 @@ def run_demo() -> int:
 
 
 def source_files() -> dict[str, str]:
-    """Return the source files of Python and its packages, but for huge ones, with the queue of each."""
+    """Return the source files of Python and its packages, with the queue of each; no huge ones."""
     queues: dict[str, str] = {}
     for folder in ("stdlib", "purelib"):
         for path in sorted(Path(sysconfig.get_path(folder)).rglob("*.py")):
@@ -122,38 +130,52 @@ def source_files() -> dict[str, str]:
 def run(worker: subprocess.Popen[bytes]) -> int:
     """Enqueue everything, show it while it runs, sum up; return the exit status."""
     console = Console(highlight=False, markup=False)
-    files, reached = source_files(), 0
+    files = source_files()
+    enqueue(files)
+    console.print(f"{len(files)} source files are enqueued, small ones first, a task for each")
+    deadline = time.monotonic() + LATEST_END
+    inspector, listeners = Inspector(wakaq.broker), 0
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        while worker.poll() is None and time.monotonic() < deadline:
+            done, others = redis().hlen(READ), redis().hkeys(OTHERS)
+            if done == len(files) and len(others) == len(EXPECTED):
+                break
+            listeners = listeners or note.broadcast("broadcast")  # as soon as somebody listens
+            if done > len(files) // 2 and b"SIGKILL" not in others:
+                kill_a_worker(console)
+            lines = [
+                f"{queue.pending:8}  wait in queue {queue.name}"
+                for queue in inspector.snapshot().queues
+            ]
+            lines += [f"{done:8}  of {len(files)} files are read", *process_titles(worker.pid)]
+            live.update(Group(ProgressBar(len(files), done, 50), *lines), refresh=True)
+            time.sleep(REFRESH)
+    return sum_up(console, files)
+
+
+def enqueue(files: Mapping[str, str]) -> None:
+    """Enqueue a task for each file, delayed ones, and one that runs too long."""
     with wakaq.batch():
         for path, queue in files.items():
             read.delay(path, queue=queue)
         for name, seconds in DELAYS.items():
             note.delay(name, eta=timedelta(seconds=seconds))
         dawdle.delay()
-    console.print(f"{len(files)} source files are enqueued, small ones first, a task for each")
-    deadline = time.monotonic() + LATEST_END
-    with Live(console=console, transient=True, auto_refresh=False) as live:
-        while worker.poll() is None and time.monotonic() < deadline:
-            done, others = redis().hlen(READ), redis().hkeys(OTHERS)
-            if done == len(files) and len(others) == len(EXPECTED):
-                break
-            reached = reached or note.broadcast("broadcast")  # as soon as somebody listens
-            if done > len(files) // 2 and b"SIGKILL" not in others:
-                victim = int(redis().get(LATEST))
-                os.kill(victim, signal.SIGKILL)
-                redis().hset(OTHERS, "SIGKILL", f"to process {victim}, a busy worker")
-                console.print(f"SIGKILL to process {victim}, a busy worker")
-            lengths = {
-                one.name: redis().llen(wakaq.broker.keys.of(one).queue) for one in wakaq.queues
-            }
-            lines = [f"{length:8}  wait in queue {name}" for name, length in lengths.items()]
-            lines += [f"{done:8}  of {len(files)} files are read", *process_titles(worker.pid)]
-            live.update(Group(ProgressBar(len(files), done, 50), *lines), refresh=True)
-            time.sleep(0.1)
-    return sum_up(console, files)
+
+
+def kill_a_worker(console: Console) -> None:
+    """Kill the worker that was the last to begin a file."""
+    victim = int(redis().get(LATEST))
+    os.kill(victim, signal.SIGKILL)
+    redis().hset(OTHERS, "SIGKILL", f"to process {victim}, a busy worker")
+    console.print(f"SIGKILL to process {victim}, a busy worker")
 
 
 def process_titles(session: int) -> Iterator[str]:
-    """Return pids and titles of WakaQ's processes in a session as `ps` shows them; nothing but on Linux."""
+    """Return pids and titles of WakaQ's processes in a session, as `ps` shows them.
+
+    Elsewhere than on Linux there are none.
+    """
     for path in Path("/proc").glob("[0-9]*/cmdline"):  # slim images have no `ps`
         with contextlib.suppress(OSError):  # it has ended meanwhile
             pid, title = int(path.parent.name), path.read_text(errors="replace").strip("\0 ")
@@ -161,7 +183,7 @@ def process_titles(session: int) -> Iterator[str]:
                 yield f"{pid:8}  {title}"
 
 
-def sum_up(console: Console, files: dict[str, str]) -> int:
+def sum_up(console: Console, files: Collection[str]) -> int:
     """Print what was found and what became of everything; return the exit status."""
     found = {path.decode(): json.loads(row) for path, row in redis().hgetall(READ).items()}
     others = {name.decode(): what.decode() for name, what in redis().hgetall(OTHERS).items()}
@@ -171,15 +193,15 @@ def sum_up(console: Console, files: dict[str, str]) -> int:
         console.print(f"longest function: {name} in {Path(path).name}, {length} lines")
     for name, what in sorted(others.items()):
         console.print(f"{name}: {what}")
-    line, status = verdict(files, found, [name for name in EXPECTED if name not in others])
+    line, status = conclude(files, found, [name for name in EXPECTED if name not in others])
     console.print(line, style="bold red" if status else "bold green", soft_wrap=True)
     return status
 
 
-def verdict(files: Collection[str], read: Collection[str], missing: list[str]) -> tuple[str, int]:
-    """Return the last line and the exit status."""
+def conclude(files: Collection[str], read: Collection[str], missing: list[str]) -> tuple[str, int]:
+    """Return the last line and the exit status: 0 if all files were read and nothing is missing."""
     lost = [path for path in files if path not in read]
-    fate = f"{len(lost)} missing, among them {lost[0]}" if lost else "none lost"
+    losses = f"{len(lost)} missing, among them {lost[0]}" if lost else "none lost"
     unseen = f"not seen: {', '.join(missing)}; " if missing else ""
-    status = int(bool(lost or missing))
-    return f"{unseen}{len(files) - len(lost)} of {len(files)} files, {fate}", status
+    status = 1 if lost or missing else 0
+    return f"{unseen}{len(files) - len(lost)} of {len(files)} files, {losses}", status

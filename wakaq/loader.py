@@ -11,11 +11,11 @@ from pathlib import Path
 from wakaq.app import WakaQ
 from wakaq.errors import ConfigError
 
-APP_VARIABLE = "WAKAQ_APP"  # in the environment of the fork server
-
 
 def load(path: str) -> WakaQ:
-    """Import `package.module.variable`, or `package.module:variable`, from the current folder or an installed package.
+    """Import `package.module.variable`, or `package.module:variable`.
+
+    The package is in the current folder, or installed.
 
     Raises:
         ConfigError: There is no such application, or its import fails.
@@ -28,7 +28,7 @@ def load(path: str) -> WakaQ:
         raise ConfigError(f"--app={path!r}: write package.module.variable, such as shop.wakaq")
     try:
         module = importlib.import_module(module_name)
-    # Broad: it is the application's code, which may raise anything; what it was is said in one line.
+    # Broad: it is the application's code, which may raise anything; one line says what it was.
     except Exception as error:
         raise ConfigError(f"--app={path!r}: {_why(error, module_name)}") from error
     app = getattr(module, variable, None)
@@ -43,7 +43,13 @@ def load(path: str) -> WakaQ:
 
 
 def suggest(name: str, known: Iterable[str], least: float = 0.6) -> str:
-    """Return the end of an error message with the likely name, empty if none is as near as `least` says."""
+    """Return the end of an error message that suggests the likely name.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        least: How near a name has to be, from 0 to 1; if none is, the result is empty.
+    """
     near = difflib.get_close_matches(name, known, 1, least)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -1,41 +1,47 @@
-"""Sets up logging in WakaQ's own commands. Not for applications: in a web process WakaQ only logs to its loggers.
+"""Sets up logging in WakaQ's own commands.
 
-Everything goes through the root logger, so that what a task logs with its own loggers is seen, with the task's name.
+Not for applications: in a web process WakaQ only logs to its loggers. In the commands everything
+goes through the root logger, so that what a task logs with its own loggers is seen, with the task's
+name.
 """
 
 import logging
 import logging.handlers
 import os
 from contextvars import ContextVar
-from typing import Any
 
 from wakaq.errors import ConfigError
+from wakaq.message import Message
 
-# The Message whose task runs in this context; set by the executor, None between tasks.
-current: ContextVar[Any] = ContextVar("wakaq_current", default=None)
+# The message whose task runs in this context; set by a worker's runners, None between tasks.
+current: ContextVar[Message | None] = ContextVar("wakaq_current", default=None)
 
 
 class _Formatter(logging.Formatter):
-    """Formats records by `task_format` while a task is running, else by `log_format`."""
+    """Formats records by `task_log_format` while a task is running, else by `log_format`."""
 
-    def __init__(self, log_format: str, task_format: str) -> None:
+    def __init__(self, log_format: str, task_log_format: str) -> None:
         super().__init__(log_format)
-        self._in_task = logging.Formatter(task_format)
+        self._in_task = logging.Formatter(task_log_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        if (running := current.get()) is None:
+        message = current.get()
+        if message is None:
             return super().format(record)
-        record.task, record.task_retry = running.name, running.retry
-        record.task_args, record.task_kwargs = running.args, running.kwargs
+        record.task = message.name
+        record.task_args = message.args
+        record.task_kwargs = message.kwargs
+        record.task_retry = message.retry
         return self._in_task.format(record)
 
 
 def configure(
-    level: int, file: str | os.PathLike[str] | None, log_format: str, task_format: str
+    level: int, file: str | os.PathLike[str] | None, log_format: str, task_log_format: str
 ) -> None:
     """Send all logging of this process to a file, which may be rotated from outside, or to stderr.
 
-    Handlers that the application added, such as an error tracker's, stay, except those that would print a line twice.
+    Handlers that the application added, such as an error tracker's, stay, except those that would
+    print a line twice.
 
     Raises:
         ConfigError: The file cannot be opened.
@@ -46,7 +52,7 @@ def configure(
             handler = logging.handlers.WatchedFileHandler(file)
         except OSError as error:
             raise ConfigError(f"log file '{file}' cannot be opened: {error}") from error
-    handler.setFormatter(_Formatter(log_format, task_format))
+    handler.setFormatter(_Formatter(log_format, task_log_format))
     handler.name = "wakaq"
     root = logging.getLogger()
     for old in root.handlers[:]:

@@ -1,4 +1,7 @@
-"""A message: one enqueued call of a task, and its wire form, the payload. Not for where it goes: that is `broker`'s part."""
+"""A message: one enqueued call of a task, and its wire form, the payload.
+
+Not for where it goes: that is for `store.broker`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +26,7 @@ class Message:
     redelivered: int = 0  # how often its worker died under it
 
     def encode(self) -> bytes:
-        """Return the payload; raise TypeError or ValueError, as `Task.delay` does, for what cannot be sent."""
+        """Return the payload; raise as `Task.delay` does for what cannot be sent."""
         payload = encode_call(dumps(self.name), self.args, self.kwargs)
         if self.retry or self.redelivered:
             return recount(payload, retry=self.retry, redelivered=self.redelivered)
@@ -31,16 +34,19 @@ class Message:
 
     @classmethod
     def decode(cls, payload: bytes) -> "Message":
-        """Read a payload, but for keys that a sibling may have added; raise NotAMessage with the reason if it is none."""
+        """Read a payload, but for keys that a sibling may have added.
+
+        Raises:
+            NotAMessage: It is none, with the reason.
+        """
         try:
             fields = loads(payload)
         except ValueError as error:
             raise NotAMessage(f"not JSON: {error}") from error
         if type(fields) is not dict:
             raise NotAMessage(f"not an object but {fields!r:.200}")
-        get = fields.get
-        name, args, kwargs = get("name"), get("args", []), get("kwargs", {})
-        retry, redelivered = get("retry", 0), get("redelivered", 0)
+        name, args, kwargs = fields.get("name"), fields.get("args", []), fields.get("kwargs", {})
+        retry, redelivered = fields.get("retry", 0), fields.get("redelivered", 0)
         if type(name) is not str or type(args) is not list or type(kwargs) is not dict:
             found = f"the name is {name!r:.60}, args is {args!r:.60}, kwargs is {kwargs!r:.60}"
             raise NotAMessage(f"{found}: not a string, a list and an object")
@@ -49,17 +55,21 @@ class Message:
         return cls(name, args, kwargs, retry, redelivered)
 
 
-def encode_call(name: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
-    """Return the payload of a call of the task whose name is given as JSON: the hot path of `.delay()`."""
-    values = dumps(args, "args") if args else b"[]"
-    named = dumps(kwargs, "kwargs") if kwargs else b"{}"
-    return b'{"name": %b, "args": %b, "kwargs": %b}' % (name, values, named)
+def encode_call(json_name: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
+    """Return the payload of a call of the task whose name is given as JSON.
+
+    Every `.delay()` comes through here, so what is mostly empty is not encoded.
+    """
+    json_args = dumps(args, "args") if args else b"[]"
+    json_kwargs = dumps(kwargs, "kwargs") if kwargs else b"{}"
+    return b'{"name": %b, "args": %b, "kwargs": %b}' % (json_name, json_args, json_kwargs)
 
 
 def recount(payload: bytes, **counts: int) -> bytes:
-    """Return the payload with other counts, `retry` and `redelivered`, and everything else as it arrived.
+    """Return the payload with other counts, `retry` and `redelivered`, and all else as it arrived.
 
-    Unlike decoding and encoding, it neither sees what the task did to its arguments nor drops a sibling's keys.
+    Unlike decoding and encoding, it neither sees what the task did to its arguments nor drops a
+    sibling's keys.
     """
     fields = json.loads(payload)
     for name, count in counts.items():
@@ -72,7 +82,7 @@ def recount(payload: bytes, **counts: int) -> bytes:
 def name_of(payload: bytes) -> str | None:
     """Return the name of the task that a payload calls, None if it is no message.
 
-    Cheap for payloads as we and our siblings write them, of which only the start is read.
+    Of payloads as WakaQ and its siblings write them, however long, only the start is read.
     """
     if payload.startswith(_START):
         name = payload[len(_START) : payload.find(b'"', len(_START))]

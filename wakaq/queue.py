@@ -1,4 +1,4 @@
-"""A queue as the application names it. Not for its keys, which `keys` spells, nor for what waits in it."""
+"""A queue as the application names it. Not for its keys, nor for what waits in it: see `store`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,24 @@ from functools import partial
 from typing import Any
 
 from wakaq.errors import ConfigError
-from wakaq.settings import Duration, RetryDelay, RetryOn, apply, checked, number, text
+from wakaq.settings import (
+    LIMITS,
+    Duration,
+    RetryDelay,
+    RetryOn,
+    check_option,
+    check_options,
+    text,
+    whole_number,
+)
+
+# No other character, so that no queue's key can be another key.
+_name = partial(
+    text,
+    pattern=r"[A-Za-z0-9_.-]+",
+    remedy="use letters, digits, '_', '-' and '.' in its name",
+)
+_priority = partial(whole_number, least=-(2**31))
 
 
 @dataclass(eq=False)
@@ -17,14 +34,16 @@ class Queue:
         name: Letters, digits, `_`, `-` and `.`.
         priority: Smaller numbers are served first; without one it comes after all that have one.
         prefix: Start of its keys, instead of the application's.
-        soft_timeout: Seconds or timedelta; wins over the application's, as all that follow: see `WakaQ`.
+        soft_timeout: Seconds or timedelta; wins over the application's, as all that follow do:
+            see `WakaQ`.
         hard_timeout: Seconds or timedelta.
         max_retries: How often.
         retry_on: Exception type, or a tuple of them.
         retry_delay: Seconds, timedelta, or a function of the retry's number.
 
     Raises:
-        ConfigError: One of them is not valid.
+        ConfigError: One of them is not valid; the message names the queue, the value and the
+            remedy.
     """
 
     name: str
@@ -37,13 +56,13 @@ class Queue:
     retry_delay: RetryDelay | None = None
 
     def __post_init__(self) -> None:
-        # No other character: so no queue's key can be another key.
-        remedy = "use letters, digits, '_', '-' and '.' in its name"
-        apply(partial(text, pattern=r"[A-Za-z0-9_.-]+", remedy=remedy), self.name, "queue")
+        check_option("queue", self.name, _name)
         owner = f"queue {self.name!r}"
         if self.priority is not None:
-            apply(partial(number, least=-(2**31)), self.priority, f"{owner}: priority")
-        vars(self).update(checked(owner, vars(self)))
+            check_option(f"{owner}: priority", self.priority, _priority)
+        options = {name: getattr(self, name) for name in ("prefix", *LIMITS)}
+        for name, value in check_options(owner, options).items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         return f"Queue({self.name!r}, priority={self.priority})"
@@ -64,12 +83,17 @@ class Queue:
 
 
 def in_order(specs: Sequence[Any]) -> list[Queue]:
-    """Return the queues by priority, those without one last; raise ConfigError if there are none, or two of one name."""
+    """Return the queues by priority, those without one last, in the order in which they are given.
+
+    Raises:
+        ConfigError: There are none, one is not valid, or two have one name.
+    """
     if not isinstance(specs, list | tuple) or not specs:
         raise ConfigError(f'queues={specs!r}: give a list with at least one, such as ["default"]')
     queues = [Queue.create(spec) for spec in specs]
     names = [queue.name for queue in queues]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"queues: {sorted(twice)} given twice: a name is one queue, drop one")
-    # sorted is stable, and False comes before True.
-    return sorted(queues, key=lambda queue: (queue.priority is None, queue.priority or 0))
+    with_priority = [queue for queue in queues if queue.priority is not None]
+    without = [queue for queue in queues if queue.priority is None]
+    return sorted(with_priority, key=lambda queue: queue.priority or 0) + without

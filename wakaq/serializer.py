@@ -1,6 +1,7 @@
-"""Turns values into bytes and back: JSON, and tagged objects for what JSON lacks. Not for what a message consists of.
+"""Turns values into bytes and back: JSON, and tagged objects for what JSON lacks.
 
-The format is shared with WakaQ 1 to 4 and with its TypeScript sibling: it cannot be changed.
+The format is shared with WakaQ 1 to 4 and with its TypeScript sibling: it cannot be changed. Not
+for what a message consists of.
 """
 
 import base64
@@ -15,19 +16,32 @@ Path = tuple[Any, ...]  # the keys and indexes that lead to a value
 
 _SCALARS = (str, int, float, bool, type(None), Decimal, datetime, date, timedelta, bytes)
 _LISTS = (list, tuple, set, frozenset)
-_ACCEPTED = "str, int, float, bool, None, list, tuple, set, dict, Decimal, datetime, date, timedelta or bytes"
+_ACCEPTED = (
+    "str, int, float, bool, None, list, tuple, set, dict,"
+    " Decimal, datetime, date, timedelta or bytes"
+)
 _DATETIME_FIELDS = ("year", "month", "day", "hour", "minute", "second", "microsecond", "fold")
 
 
 def dumps(value: object, *path: str) -> bytes:
-    """Encode a value, which errors call by the path: TypeError or ValueError for a part that cannot be sent."""
+    """Encode a value.
+
+    Args:
+        value: What to encode.
+        *path: What errors call it.
+
+    Raises:
+        TypeError: A part of it has a type, or a key, that cannot be sent.
+        ValueError: A part is NaN, infinite or not expressible in UTC, or contains itself.
+    """
     try:
-        # The encoder turns the keys 1, None and True into strings without a word, so it cannot be left to find them.
-        _check(value, path, _SCALARS)
-        return "".join(_encode(value, 0)).encode()
+        # The encoder turns the keys 1, None and True into strings without a word, so it cannot be
+        # left to find them.
+        _check(value, path, skip=_SCALARS)
+        return _ENCODER.encode(value).encode()
     except ValueError:
-        # Only now is it worth the time to look at each number.
-        _check(value, path, ())
+        # Only now is it worth the time to look at each number: this names the one that is NaN.
+        _check(value, path, skip=())
         raise
     except RecursionError:
         raise ValueError("arguments contain themselves or are nested too deeply") from None
@@ -37,21 +51,23 @@ def dumps(value: object, *path: str) -> bytes:
 
 def loads(data: bytes) -> Any:
     """Decode what `dumps`, or a sibling, encoded; raise ValueError for anything else."""
-    # Plain JSON needs no call per object, which would double the time.
-    decoder = _TAGGED if b"__class__" in data else _PLAIN
-    text = data.decode()
+    # Plain JSON needs no call for each object, which would double the time.
+    decoder = _TAGGED_DECODER if b"__class__" in data else _PLAIN_DECODER
+    text = data.strip().decode()
     try:
-        if text.startswith("{"):  # mostly: so it needs no search for white space at its ends
-            value, end = decoder.raw_decode(text)
-            if end == len(text):
-                return value
-        return decoder.decode(text)
+        value, end = decoder.raw_decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if end < len(text):
+        raise ValueError(f"something follows at character {end}")
+    return value
 
 
-def _check(value: Any, path: Path, fine: Collection[type]) -> None:
-    """Raise for the first part that cannot be sent, or not without becoming something else; skip types that are fine."""
+def _check(value: Any, path: Path, skip: Collection[type]) -> None:
+    """Raise for the first part that cannot be sent, or not without becoming something else.
+
+    Parts whose type is to be skipped are not looked at.
+    """
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, _LISTS):
         parts = enumerate(value)
@@ -63,9 +79,9 @@ def _check(value: Any, path: Path, fine: Collection[type]) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         remedy = "which JSON cannot express: send None or a string"
         raise ValueError(f"{_spell(path)} is {value}, {remedy}")
-    for key, item in parts:
-        if type(item) not in fine:
-            _check(item, (*path, key), fine)
+    for key, part in parts:
+        if type(part) not in skip:
+            _check(part, (*path, key), skip)
 
 
 def _check_keys(value: dict[Any, Any], path: Path) -> None:
@@ -80,6 +96,7 @@ def _check_keys(value: dict[Any, Any], path: Path) -> None:
 
 
 def _spell(path: Path) -> str:
+    """Return a path as Python would write it, such as `args[1]["price"]`."""
     first, *rest = path or ("the value",)
     return str(first) + "".join(f"[{json.dumps(key)}]" for key in rest)
 
@@ -125,13 +142,7 @@ def _revive(tagged: dict[str, Any]) -> object:
         raise ValueError(f"a malformed {name}: {tagged!r:.200}") from error
 
 
-# Arguments that contain themselves end in a RecursionError: cheaper than remembering every container.
+# Arguments that contain themselves end in a RecursionError, which costs nothing until it happens.
 _ENCODER = json.JSONEncoder(allow_nan=False, check_circular=False, default=_tag)
-# What its `encode` makes anew for each value, for which it takes longer than for a short value; None where Python has no C.
-_make: Any = getattr(json.encoder, "c_make_encoder", None)
-_encode: Callable[[object, int], Iterable[str]] = (
-    _make(None, _tag, json.encoder.encode_basestring_ascii, None, ": ", ", ", *[False] * 3)
-    if _make
-    else lambda value, _: _ENCODER.iterencode(value)
-)
-_PLAIN, _TAGGED = json.JSONDecoder(), json.JSONDecoder(object_hook=_revive)
+_PLAIN_DECODER = json.JSONDecoder()
+_TAGGED_DECODER = json.JSONDecoder(object_hook=_revive)

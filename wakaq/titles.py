@@ -1,4 +1,7 @@
-"""Sets the title that `ps` and `top` show for this process. Not for what it says: each process words its own."""
+"""Sets the title that `ps` and `top` show for this process.
+
+Not for what it says: each process words its own.
+"""
 
 from setproctitle import setproctitle
 

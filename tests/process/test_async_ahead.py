@@ -1,15 +1,18 @@
-"""Async work that a worker is assigned ahead: a real worker process, with the test at the supervisor's end of its socket."""
+"""Async work that a worker is assigned ahead.
+
+A real worker process, with the test at the supervisor's end of its pipe.
+"""
 
 import contextlib
 import json
+import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 
-from wakaq.frames import Assign, Channel, Done, Ready, Recall, Recalled, Stop
+from wakaq.channel import Assign, Channel, Done, Ready, Recall, Recalled, Stop
 
 APP = """
 import asyncio, os
@@ -49,24 +52,24 @@ async def open_gates():
             event(found[1].decode()).set()
 """
 START = """
-import socket, sys, tempfile
-from wakaq.frames import Progress
-from wakaq.worker.worker import InheritedFile, main
+import os, sys, tempfile
+from multiprocessing.connection import Connection
+from wakaq.progress import SIZE
+from wakaq.worker.main import main
 
 import app
-app.progress = Progress()
-stacks = tempfile.TemporaryFile("a+b")
-sock = socket.socket(fileno=int(sys.argv[1]))
-main("app.wakaq", 1, "me", sock, app.progress.memory, InheritedFile(stacks.fileno()))
+progress, stacks = tempfile.TemporaryFile(), tempfile.TemporaryFile("a+b")
+os.ftruncate(progress.fileno(), SIZE)
+files = os.dup(progress.fileno()), os.dup(stacks.fileno())
+main(app.wakaq, 1, "me", Connection(int(sys.argv[1])), *files)
 """
 
 
 class Worker:
-    """A worker process; messages are assigned to it by number, which is also their slot."""
+    """A worker process; messages are assigned to it by row, and have the next number in Redis."""
 
     def __init__(self, directory):
-        ours, theirs = socket.socketpair()
-        ours.settimeout(0)
+        ours, theirs = multiprocessing.Pipe()
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, str(theirs.fileno())],
             cwd=directory,
@@ -74,13 +77,13 @@ class Worker:
             env=os.environ | {"PYTHONPATH": str(directory)},
         )
         theirs.close()
-        self._channel = Channel(ours)
+        self._channel = Channel(ours, is_blocking=False)
         self._frames = []
 
-    def assign(self, name, slots, *args, is_urgent=False, lane=1):
-        payloads = [payload(name, slot, *args) for slot in slots]
-        queue = -1 if is_urgent else 1
-        self._channel.send(Assign(queue, lane, list(slots), payloads, is_urgent))
+    def assign(self, name, rows, *args, is_urgent=False):
+        payloads = [payload(name, row, *args) for row in rows]
+        queue, numbers = (-1, [0]) if is_urgent else (1, [row + 1 for row in rows])
+        self._channel.send(Assign("me", queue, list(rows), numbers, payloads, is_urgent))
 
     def send(self, frame):
         self._channel.send(frame)
@@ -97,10 +100,10 @@ class Worker:
         return frame
 
     def done(self, eventually, count):
-        """Wait until so many are reported as done; returns their slots by frame."""
+        """Wait until so many are reported as done; returns their rows by frame."""
         frames = []
         while sum(map(len, frames)) < count:
-            frames.append(self.hear(eventually, Done).slots)
+            frames.append(self.hear(eventually, Done).rows)
         return frames
 
     def leave(self):
@@ -141,8 +144,8 @@ def take(redis, count, key="started"):
 
 def test_what_is_assigned_ahead_starts_in_order_as_others_end(work, redis, eventually):
     worker = work(3)
-    for slot in range(8):
-        worker.assign("wait", [slot], f"gate {slot}")
+    for row in range(8):
+        worker.assign("wait", [row], f"gate {row}")
     assert take(redis, 3) == [0, 1, 2]
 
     for ended, started in ((1, 3), (0, 4), (3, 5)):
@@ -163,10 +166,10 @@ def test_a_recall_gives_back_what_waits_and_leaves_what_runs(work, redis, eventu
     )  # the sync task, and the gates
     worker.send(Recall())
 
-    assert sorted(worker.hear(eventually, Recalled).slots) == [2, 3, 4, 5, 11, 12]
+    assert sorted(worker.hear(eventually, Recalled).rows) == [2, 3, 4, 5, 11, 12]
     redis.rpush("open", "gate")
     redis.rpush("go", 1)
-    assert sorted(slot for slots in worker.done(eventually, 3) for slot in slots) == [0, 1, 10]
+    assert sorted(row for rows in worker.done(eventually, 3) for row in rows) == [0, 1, 10]
     worker.send(Stop())
     assert worker.process.wait(5) == 0
     assert redis.llen("started") == redis.llen("go") == 0
@@ -178,7 +181,7 @@ def test_without_a_limit_nothing_waits(work, redis, eventually):
     assert take(redis, 500) == list(range(500))
     worker.send(Recall())
 
-    assert worker.hear(eventually, Recalled).slots == []
+    assert worker.hear(eventually, Recalled).rows == []
 
 
 def test_what_ends_in_one_round_of_the_loop_is_one_report(work, redis, eventually):
@@ -208,8 +211,8 @@ def test_each_message_is_had_by_the_loop_or_by_a_recall(work, redis, eventually)
     for _ in range(30):
         worker.assign("short", range(100))
         worker.send(Recall())
-        back = worker.hear(eventually, Recalled).slots
-        done = [slot for slots in worker.done(eventually, 100 - len(back)) for slot in slots]
+        back = worker.hear(eventually, Recalled).rows
+        done = [row for rows in worker.done(eventually, 100 - len(back)) for row in rows]
         ran += len(done)
 
         assert sorted(back + done) == list(range(100))
@@ -219,9 +222,10 @@ def test_each_message_is_had_by_the_loop_or_by_a_recall(work, redis, eventually)
 
 def test_an_orphan_ends_what_runs_and_hands_back_what_waits(work, redis):
     worker = work(2)
-    slots = range(6)
-    redis.rpush("wakaq:inflight:low:me:1", *[payload("wait", slot, "gate") for slot in slots])
-    worker.assign("wait", slots, "gate")
+    rows = range(6)
+    inflight = {row + 1: payload("wait", row, "gate") for row in rows}
+    redis.hset("wakaq:inflight:low:me", mapping=inflight)
+    worker.assign("wait", rows, "gate")
     take(redis, 2)
     worker.leave()
     back = [json.loads(redis.blpop("wakaq:low", timeout=10)[1])["args"][0] for _ in range(4)]

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from wakaq.worker import verdict
+from wakaq.worker import outcome
 
 APP = """
 import os
@@ -169,8 +169,8 @@ def test_a_payload_that_is_no_message_becomes_a_dead_letter_and_the_worker_goes_
 
 def test_an_unknown_task_is_tried_again_later_and_then_dead(start, redis, eventually, monkeypatch):
     # Set by the application, which is imported here, too.
-    monkeypatch.setattr(verdict, "UNKNOWN_DELAY", verdict.UNKNOWN_DELAY)
-    worker = start("from wakaq.worker import verdict\nverdict.UNKNOWN_DELAY = 0.1\n" + APP)
+    monkeypatch.setattr(outcome, "UNKNOWN_DELAY", outcome.UNKNOWN_DELAY)
+    worker = start("from wakaq.worker import outcome\noutcome.UNKNOWN_DELAY = 0.1\n" + APP)
     redis.rpush("wakaq:default", b'{"name": "newer", "args": [1], "kwargs": {}}')
 
     eventually(lambda: redis.llen("wakaq:dead:default") == 1)

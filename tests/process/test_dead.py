@@ -8,7 +8,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from wakaq.letters import Letter
+from wakaq.store.dead_letter import DeadLetter
 
 APP = """
 import os
@@ -32,7 +32,7 @@ DEAD = "wakaq:dead:emails"
 
 
 def letter(payload: bytes) -> bytes:
-    return Letter(payload, "raised", "Traceback\nValueError: no", "host-1").encode()
+    return DeadLetter(payload, "raised", "Traceback\nValueError: no", "host-1").encode()
 
 
 def payload(number: int, rest: bytes = b"") -> bytes:
@@ -130,7 +130,7 @@ def test_an_index_where_there_are_none_says_so(run):
 @pytest.mark.usefixtures("letters")
 def test_a_purge_drops_what_it_is_told_and_says_how_many(run, redis):
     assert run("dead purge", "0", "4")[:2] == (0, "Dropped 2 dead letters of queue 'emails'\n")
-    kept = [Letter.decode(one).payload for one in redis.lrange(DEAD, 0, -1)]
+    kept = [DeadLetter.decode(one).payload for one in redis.lrange(DEAD, 0, -1)]
     assert kept == [payload(number) for number in (3, 2, 1)]
 
     assert run("dead purge")[:2] == (0, "Dropped 3 dead letters of queue 'emails'\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from wakaq.demo import verdict
+from wakaq.demo import conclude
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 def supervisor_of(demo: subprocess.Popen[str]) -> psutil.Process:
-    """Return the demo's supervisor, which has its title, and so its signal handlers, once workers run."""
+    """Return the demo's supervisor, which has its title once its signal handlers are set."""
     for process in psutil.Process(demo.pid).children():
         if process.cmdline()[0].startswith("wakaq-worker: supervisor"):
             return process
@@ -60,7 +60,7 @@ def supervisor_of(demo: subprocess.Popen[str]) -> psutil.Process:
 
 def assert_nothing_is_left(folder: Path) -> None:
     assert [process.cmdline() for process in processes_in(folder)] == []
-    # Only ours: a supervisor that is killed cannot remove the folder that `multiprocessing` made for it.
+    # Only ours: what other libraries leave in the folder for temporary files is theirs.
     assert list(folder.glob("wakaq-*")) == []
 
 
@@ -103,7 +103,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(demo, folder, eventual
     eventually(lambda: assert_nothing_is_left(folder))
 
 
-def test_the_verdict_counts():
-    assert verdict({"a": "x", "b": "y"}, ["b", "a"], []) == ("2 of 2 files, none lost", 0)
-    assert verdict(["a", "b"], ["b"], []) == ("1 of 2 files, 1 missing, among them a", 1)
-    assert verdict(["a"], ["a"], ["SIGKILL"]) == ("not seen: SIGKILL; 1 of 1 files, none lost", 1)
+def test_the_last_line_says_what_is_missing():
+    assert conclude({"a": "x", "b": "y"}, ["b", "a"], []) == ("2 of 2 files, none lost", 0)
+    assert conclude(["a", "b"], ["b"], []) == ("1 of 2 files, 1 missing, among them a", 1)
+    assert conclude(["a"], ["a"], ["SIGKILL"]) == ("not seen: SIGKILL; 1 of 1 files, none lost", 1)

@@ -23,7 +23,7 @@ wakaq = WakaQ(
 
 @wakaq.task(queue="emails")
 def hold(name):
-    with redis.Redis.from_url(os.environ["REDIS_URL"]) as client:
+    with redis.Redis.from_url(os.environ["REDIS_URL"], socket_timeout=60) as client:
         client.rpush("started", name)
         client.blpop("release")
 
@@ -132,6 +132,21 @@ def test_entries_that_are_no_supervisor_are_passed_over(start, load_app, redis):
 
     assert [one["id"] for one in found["supervisors"]] == ["b"]
     assert found["queues"]["emails"]["inflight_tasks"] == 3
+
+
+def test_what_a_wake_up_has_moved_waits_and_what_a_hash_holds_is_in_flight(start, load_app, redis):
+    entry = {"beat": 1, "concurrency": 1, "keys": [], "children": [], "host": "h"}
+    redis.hset("wakaq:registry:workers", "a", json.dumps(entry))
+    redis.hset("wakaq:inflight:emails:a", mapping={"7": b"x", "9": b"y"})
+    redis.rpush("wakaq:emails", b"second", b"third")
+    redis.rpush("wakaq:head:emails", b"first")
+    found = look(start, load_app(APP))
+
+    assert found["queues"]["emails"]["pending_tasks"] == 3
+    assert found["queues"]["emails"]["inflight_tasks"] == 2
+    assert found["supervisors"][0].keys() == {
+        *("id", "beat", "host", "pid", "same_host", "concurrency", "queues", "children")
+    }
 
 
 def test_a_million_tasks_and_a_hundred_workers_are_counted_at_once(start, load_app, redis):

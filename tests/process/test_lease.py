@@ -11,12 +11,13 @@ import functools, os, sys, time
 from pathlib import Path
 import redis
 from wakaq import WakaQ
-import wakaq.supervisor.lease, wakaq.supervisor.supervisor
+import wakaq.store.registry, wakaq.supervisor.lease, wakaq.supervisor.supervisor
 
 if "pytest" not in sys.modules:  # this is a command of the test
     term = float(os.environ.get("LEASE", "0.5"))
     wakaq.supervisor.supervisor.Lease = functools.partial(wakaq.supervisor.lease.Lease, term=term)
-    wakaq.supervisor.lease._host_identity = lambda: os.environ["HOST_NAME"]
+    wakaq.supervisor.dispatcher.BEAT = min(1.0, term / 5)
+    wakaq.store.registry.host_identity = lambda: os.environ["HOST_NAME"]
 
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
 wakaq = WakaQ(

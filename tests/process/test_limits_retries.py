@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from wakaq.letters import Letter
+from wakaq.store.dead_letter import DeadLetter
 
 APP = """
 import os, time
@@ -191,7 +191,7 @@ def fails_at_first(*args, **kwargs):
     from_there = ([1, 2**70, 0.1, "ü\0", None, {}], {"when": "now", "deep": {"er": [[]]}})
     app.fails_at_first.delay(*from_there[0], **from_there[1])
     (letter,) = letters_of(redis, eventually)
-    assert Letter.decode(json.dumps(letter).encode()).reason == "raised"
+    assert DeadLetter.decode(json.dumps(letter).encode()).reason == "raised"
     redis.set("healed", 1)
     command = start(app, "dead retry", "--queue=default", "--yes")
     assert command.wait() == 0, command.log

@@ -82,7 +82,9 @@ def test_a_worker_retires_after_exactly_so_many_tasks(start, redis, most):
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_a_retiring_worker_leaves_no_gap_and_is_never_one_too_many(start, redis, eventually, most):
+def test_a_worker_is_replaced_after_its_last_task_and_there_is_never_one_too_many(
+    start, redis, most
+):
     worker = start(SINGLE.replace("wait_timeout", f"max_tasks_per_worker={most}, wait_timeout"))
     for number in range(1, most):
         worker.app.note.delay(number)
@@ -90,13 +92,12 @@ def test_a_retiring_worker_leaves_no_gap_and_is_never_one_too_many(start, redis,
     popped(redis, 1, "started")
     worker.app.note.delay("next")
 
-    # The next one is there, but begins when the last task of the old one has ended: concurrency is a promise, too.
-    worker.workers(2)
+    assert len(worker.workers(1)) == 1
     assert redis.llen("done") == most - 1
     done = popped(redis, most + 1)
     assert [name for _, name in done[-2:]] == ["last", "next"]
     assert done[-1][0] != done[-2][0]
-    eventually(lambda: "Worker 1 (pid" in worker.log)
+    assert "Worker 1 (pid" in worker.log
 
 
 def test_retiring_workers_lose_nothing_under_load(start, redis):
@@ -135,34 +136,6 @@ def test_workers_of_one_task_each_are_never_more_at_once_than_asked_for(start, r
     assert {int(number) for number in redis.lrange("at once", 0, -1)} == {1, 2}
     assert worker.stop() == 0
     assert_nothing_happened_twice(redis, 20)
-
-
-def test_the_successor_of_a_worker_whose_last_task_is_async_serves_at_once(start, redis):
-    worker = start(
-        SINGLE.replace("wait_timeout", "max_tasks_per_worker=1, wait_timeout")
-        + """
-import asyncio
-
-@wakaq.task
-async def doze():
-    client.rpush("started", f"{os.getpid()} doze")
-    while not client.exists("enough"):
-        await asyncio.sleep(0.01)
-    client.rpush("done", f"{os.getpid()} doze")
-"""
-    )
-    worker.app.doze.delay()
-    ((pid, _),) = popped(redis, 1, "started")
-    worker.app.note.delay("beside")
-    try:
-        ((other, name),) = popped(redis, 1, within=5)
-    finally:
-        redis.set("enough", 1)
-
-    assert (other != pid, name) == (True, "beside")
-    assert popped(redis, 1) == [(pid, "doze")]
-    assert worker.stop() == 0
-    assert_nothing_happened_twice(redis, 2)
 
 
 LEAK = """
@@ -365,4 +338,4 @@ def leaves_a_thread():
 
     assert popped(redis, 1)[0][0] != pid
     eventually(lambda: "by us, because of: it did not exit" in worker.log)
-    assert redis.hget("wakaq:stats:default", "done") == b"2"
+    eventually(lambda: redis.hget("wakaq:stats:default", "done") == b"2")

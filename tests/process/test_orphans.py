@@ -11,14 +11,15 @@ import asyncio, functools, os, sys, time
 from pathlib import Path
 import redis
 from wakaq import SoftTimeout, WakaQ
-import wakaq.supervisor.lease, wakaq.supervisor.supervisor, wakaq.worker.orphan
+import wakaq.store.registry, wakaq.supervisor.lease, wakaq.supervisor.supervisor, wakaq.worker.orphan
 
 if "pytest" not in sys.modules:  # this is a command of the test, whose leases are to be short
     term = float(os.environ.get("LEASE", "15"))
     wakaq.supervisor.supervisor.Lease = functools.partial(wakaq.supervisor.lease.Lease, term=term)
+    wakaq.supervisor.dispatcher.BEAT = min(1.0, term / 5)
     wakaq.worker.orphan.BEAT = term / 5
     if host := os.environ.get("HOST_NAME"):
-        wakaq.supervisor.lease._host_identity = lambda: host
+        wakaq.store.registry.host_identity = lambda: host
 
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
 wakaq = WakaQ(queues=["default"], concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2, max_redeliveries=99)
@@ -79,7 +80,7 @@ def kill_supervisor(command):
 
 
 def inflight(redis):
-    return {key.decode(): redis.lrange(key, 0, -1) for key in redis.keys("wakaq:inflight:*")}
+    return {key.decode(): redis.hvals(key) for key in redis.keys("wakaq:inflight:*")}
 
 
 @pytest.fixture

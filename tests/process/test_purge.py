@@ -30,6 +30,16 @@ def test_a_purge_empties_one_queue_pending_and_delayed(start, load_app, redis):
     assert sorted(redis.keys()) == [b"shop:dead:emails", b"shop:eta:reports", b"shop:reports"]
 
 
+def test_what_a_wake_up_has_moved_is_purged_as_well(start, redis):
+    redis.rpush("shop:emails", b"second", b"third")
+    redis.rpush("shop:head:emails", b"first")
+    command = start(APP, "purge", "--queue=emails")
+
+    assert command.wait() == 0
+    assert command.output == "Dropped 3 pending and 0 delayed tasks of queue 'emails'\n"
+    assert redis.keys() == []
+
+
 def test_an_empty_queue_is_no_error(start):
     command = start(APP, "purge", "--queue=emails")
 

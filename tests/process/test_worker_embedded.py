@@ -1,4 +1,4 @@
-"""`wakaq-worker --embedded`: the server is there before the first worker, and gone after the last."""
+"""`wakaq-worker --embedded`: the server is there before the first worker, gone after the last."""
 
 import contextlib
 import signal

@@ -11,7 +11,7 @@ from wakaq import CronTask, WakaQ
 from wakaq.broker import Broker
 from wakaq.client import OUTAGES
 from wakaq.scheduler import Scheduler
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from wakaq.broker import Broker
 from wakaq.frames import Done, Ready, Recalled
 from wakaq.supervisor.child import LONG
 from wakaq.supervisor.dispatcher import Dispatcher
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 from wakaq.turn import Claim
 
 HIGH, LOW, STATS = "wakaq:high", "wakaq:low", "wakaq:stats:low"

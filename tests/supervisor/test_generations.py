@@ -14,7 +14,7 @@ from wakaq import WakaQ
 from wakaq.broker import Broker
 from wakaq.frames import STARTED, Assign, Done, Ready, Recall, Recalled, Stop
 from wakaq.supervisor.dispatcher import Dispatcher
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 from wakaq.turn import Claim
 
 NEVER = float("inf")  # a moment at which everything is due

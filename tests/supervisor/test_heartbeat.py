@@ -6,7 +6,7 @@ import pytest
 
 from wakaq.frames import Assign, Ping
 from wakaq.supervisor.heartbeat import SILENCE, Heartbeat
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from wakaq.supervisor import memory as memory_module
 from wakaq.supervisor.memory import GRACE, Memory, rss, used_percent
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import redis as redis_py
 
 from wakaq.supervisor import service as service_module
-from wakaq.supervisor.service import QUIET, Mailbox, Outage, Service
+from wakaq.service import QUIET, Mailbox, Outage, Service
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from wakaq.frames import STARTED
 from wakaq.supervisor import supervisor as module
 from wakaq.supervisor.child import Death
 from wakaq.supervisor.memory import Memory
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 from wakaq.supervisor.supervisor import BOOT_FAILED, LONGEST_DELAY, SHORTEST_LIFE, Supervisor
 
 NOW = 1_000.04

@@ -7,7 +7,7 @@ import pytest
 
 from wakaq.letters import HARD_TIMEOUT
 from wakaq.supervisor.child import Death
-from wakaq.supervisor.service import Outage
+from wakaq.service import Outage
 from wakaq.supervisor.timeouts import Timeouts, overdue
 
 

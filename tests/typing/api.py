@@ -1,5 +1,6 @@
-"""What applications write, as type checkers see it. Only mypy and pyright read this file; nothing runs it.
+"""What applications write, as type checkers see it.
 
+Only mypy and pyright read this file; nothing runs it.
 Each line that has to fail carries an ignore, and both checkers report an ignore that is not needed.
 """
 

@@ -1,4 +1,7 @@
-"""A broker that keeps what it is given, set where applications may set their own, and an application that has it."""
+"""A broker that keeps what it is given, and an application that has it.
+
+It is set where applications may set their own.
+"""
 
 import pytest
 

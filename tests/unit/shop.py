@@ -9,8 +9,9 @@ from wakaq import CronTask, Queue, SoftTimeout, WakaQ
 HIGH, MEDIUM, LOW = "payments", "emails", "reports"
 
 wakaq = WakaQ(
-    # A queue is a Queue, a (priority, name) or (name, priority) pair, or a name. Smaller numbers are served first.
-    # A queue without a priority comes after all others; the last one is the default queue.
+    # A queue is a Queue, a (priority, name) or (name, priority) pair, or a name. Smaller numbers
+    # are served first. A queue without a priority comes after all others; the last one is the
+    # default queue.
     queues=[
         (0, HIGH),
         ("emails", 1),

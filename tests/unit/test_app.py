@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wakaq import ConfigError, CronTask, UnknownQueue, UnknownTask, WakaQ, WakaQError
-from wakaq.broker import Broker
+from wakaq.store.broker import Broker
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_in_place_the_arguments_are_checked_as_ever(synchronous):
 
 @pytest.fixture
 def order(synchronous):
-    """Return what happened in which order, with hooks of both kinds and a wrapper around every task."""
+    """Return what happened in which order, with hooks of both kinds and a wrapper around tasks."""
     order = []
 
     @synchronous.before_task_started

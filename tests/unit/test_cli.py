@@ -95,3 +95,12 @@ def test_commands_that_only_look_load_nothing_that_runs_tasks():
 
     assert "redis" in loaded
     assert not {"psutil", "multiprocessing", "croniter"} & set(loaded)
+
+
+def test_a_worker_loads_nothing_that_only_other_commands_need():
+    program = "import sys, wakaq.cli, wakaq.supervisor.supervisor; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
+    others = {"rich", "wakaq.demo", "wakaq.embedded", "wakaq.info", "wakaq.store.inspect"}
+
+    assert "wakaq.supervisor.dispatcher" in loaded
+    assert not others & set(loaded)

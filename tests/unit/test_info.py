@@ -5,18 +5,27 @@ from collections import deque
 import pytest
 from rich.console import Console
 
-from wakaq.info import rates, sparklines, tables
+from wakaq.info import Sample, rates, sparklines, tables
+from wakaq.store.inspect import QueueStats, Snapshot, SupervisorInfo
 
 
-def counts(done: int = 0, retried: int = 0, dead: int = 0, pending: int = 0) -> dict[str, object]:
-    return {
-        "priority": 1,
-        "pending_tasks": pending,
-        "pending_eta_tasks": 0,
-        "inflight_tasks": 0,
-        "dead_letters": 0,
-        "stats": {"done": done, "retried": retried, "dead": dead, "redelivered": 0},
-    }
+def counts(
+    name: str, done: int = 0, retried: int = 0, dead: int = 0, pending: int = 0
+) -> QueueStats:
+    return QueueStats(
+        name=name,
+        priority=1,
+        key=f"wakaq:{name}",
+        eta_key=f"wakaq:eta:{name}",
+        pending=pending,
+        delayed=0,
+        inflight=0,
+        dead_letters=0,
+        done=done,
+        retried=retried,
+        dead=dead,
+        redelivered=0,
+    )
 
 
 def text(renderable: object) -> str:
@@ -26,7 +35,7 @@ def text(renderable: object) -> str:
     return capture.get()
 
 
-@pytest.mark.parametrize("history", [[], [(7.0, {"a": counts(9)})]])
+@pytest.mark.parametrize("history", [[], [Sample(7.0, [counts("a", 9)])]])
 def test_one_moment_has_no_rates(history):
     assert rates(deque(history)) == {}
 
@@ -34,19 +43,19 @@ def test_one_moment_has_no_rates(history):
 def test_rates_are_those_since_the_last_refresh():
     history = deque(
         [
-            (0.0, {"a": counts(0), "b": counts()}),
-            (10.0, {"a": counts(100, 1, 2), "b": counts(5)}),
-            (12.0, {"a": counts(150, 4, 3), "b": counts(5)}),
+            Sample(0.0, [counts("a", 0), counts("b")]),
+            Sample(10.0, [counts("a", 100, 1, 2), counts("b", 5)]),
+            Sample(12.0, [counts("a", 150, 4, 3), counts("b", 5)]),
         ]
     )
 
-    assert rates(history) == {"a": [25.0, 2.0], "b": [0.0, 0.0]}
+    assert rates(history) == {"a": (25.0, 2.0), "b": (0.0, 0.0)}
 
 
 def test_sparklines_show_throughput_and_backlog_of_all_queues_against_their_highest():
     moments = [(0, 0), (8, 100), (8, 400), (16, 800)]
     history = deque(
-        (float(at), {"a": counts(done=done, pending=pending), "b": counts(pending=pending)})
+        Sample(float(at), [counts("a", done=done, pending=pending), counts("b", pending=pending)])
         for at, (done, pending) in enumerate(moments)
     )
     throughput, backlog = (line.plain for line in sparklines(history, 3))
@@ -70,8 +79,10 @@ def test_tables_fit_80_columns_whatever_runs():
         {"number": 3, "pid": 13, "tasks": [{"name": "send()"}]},
         {"number": 4, "pid": 14, "tasks": []},
     ]
-    supervisor = {"host": "a-rather-long-name.example", "children": children}
-    found = {"queues": {"emails": counts(5, 1, 2)}, "workers": 1, "supervisors": [supervisor]}
+    entry = {"host": "a-rather-long-name.example", "children": children}
+    supervisor = SupervisorInfo.from_entry("s", entry)
+    assert supervisor
+    found = Snapshot((counts("emails", 5, 1, 2),), (supervisor,))
     lines = text(tables(found, {})).splitlines()
 
     assert max(map(len, lines)) <= 80
@@ -81,3 +92,19 @@ def test_tables_fit_80_columns_whatever_runs():
     assert "3 tasks, such as send(" in lines[5]
     assert lines[6].split()[-2:] == ["send()", "0"]
     assert lines[7].split()[-2:] == ["idle", "0"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"beat": 1, "concurrency": 1},
+        {"children": 7},
+        {"children": ["x"]},
+        {"children": [{"pid": 1}]},
+        {"children": [], "pid": "x"},
+        {"children": [], "queues": 3},
+    ],
+)
+def test_an_entry_that_is_not_a_supervisors_is_none(entry):
+    assert SupervisorInfo.from_entry("s", entry) is None

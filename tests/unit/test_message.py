@@ -57,7 +57,10 @@ def test_a_huge_payload_does_not_end_up_in_the_reason():
 
 
 def test_a_recount_changes_the_counts_and_nothing_else():
-    payload = b'{"id": 7, "name": "x", "args": [NaN, {"__class__": "Decimal", "value": "1.0"}], "retry": 1}'
+    payload = (
+        b'{"id": 7, "name": "x", "args": [NaN, {"__class__": "Decimal", "value": "1.0"}],'
+        b' "retry": 1}'
+    )
 
     again = recount(payload, retry=2, redelivered=1)
 

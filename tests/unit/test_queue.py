@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 import pytest
 
 from wakaq import ConfigError, Queue, WakaQ
@@ -50,8 +52,15 @@ def test_a_name_that_could_spoil_a_key_is_refused(name):
     ("options", "names"),
     [
         ({"priority": "1"}, "queue 'a': priority='1'"),
-        ({"prefix": "x y"}, "queue 'a': prefix='x y'"),
+        ({"priority": 1.5}, "queue 'a': priority=1.5: give a whole number"),
+        ({"priority": True}, "queue 'a': priority=True"),
+        ({"prefix": "x y"}, "queue 'a': prefix='x y': use letters, digits"),
+        ({"prefix": ""}, "queue 'a': prefix=''"),
+        ({"prefix": "a{b}"}, "queue 'a': prefix="),
+        ({"prefix": 5}, "queue 'a': prefix=5"),
         ({"soft_timeout": -1}, "queue 'a': soft_timeout=-1"),
+        ({"soft_timeout": "four"}, "queue 'a': soft_timeout='four': give a timedelta, or seconds"),
+        ({"hard_timeout": 0}, "queue 'a': hard_timeout=0: .*more than 0"),
         ({"max_retries": -1}, "queue 'a': max_retries=-1"),
         ({"retry_on": 1}, "queue 'a': retry_on=1"),
         ({"retry_delay": "1"}, "queue 'a': retry_delay='1'"),
@@ -60,6 +69,19 @@ def test_a_name_that_could_spoil_a_key_is_refused(name):
 def test_a_bad_option_is_refused_with_the_name_of_the_queue(options, names):
     with pytest.raises(ConfigError, match=names):
         Queue("a", **options)
+
+
+def test_the_options_of_a_queue_are_brought_into_one_form():
+    queue = Queue(
+        "a",
+        soft_timeout=timedelta(minutes=1),
+        hard_timeout=90,
+        retry_on=KeyError,
+        retry_delay=timedelta(seconds=2),
+    )
+
+    assert (queue.soft_timeout, queue.hard_timeout, queue.max_retries) == (60.0, 90.0, None)
+    assert (queue.retry_on, queue.retry_delay) == ((KeyError,), 2.0)
 
 
 def test_queues_are_served_by_priority_and_those_without_one_last_in_their_order():

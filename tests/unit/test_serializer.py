@@ -1,5 +1,8 @@
 # ruff: noqa: DTZ001 - naive datetimes are what the format has
-"""The wire format is shared with other implementations: its bytes are tested, not only that it comes back."""
+"""The wire format is shared with other implementations.
+
+So its bytes are tested, not only that what is sent comes back.
+"""
 
 import enum
 import json
@@ -34,8 +37,8 @@ class Name(enum.StrEnum):
         (
             datetime(2026, 1, 2, 3, 4, 5, 6, fold=1),
             (
-                '{"__class__": "datetime", "year": 2026, "month": 1, "day": 2, "hour": 3, "minute": 4,'
-                ' "second": 5, "microsecond": 6, "fold": 1}'
+                '{"__class__": "datetime", "year": 2026, "month": 1, "day": 2, "hour": 3,'
+                ' "minute": 4, "second": 5, "microsecond": 6, "fold": 1}'
             ),
         ),
         (date(2026, 1, 2), '{"__class__": "date", "year": 2026, "month": 1, "day": 2}'),

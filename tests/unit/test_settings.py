@@ -1,11 +1,17 @@
+import dataclasses
+import inspect
 import math
+import re
+import typing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from wakaq import ConfigError, Queue, SoftTimeout, WakaQ
-from wakaq.settings import Policy
+from wakaq import ConfigError, Queue, SoftTimeout, Task, WakaQ
+from wakaq.settings import LIMITS, Policy, Settings
+
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def make(**options):
@@ -85,6 +91,7 @@ def test_options_are_brought_into_one_form():
     ("options", "names"),
     [
         ({"url": "http://x:secret@y"}, "url starts with 'http': give"),
+        ({"url": 5}, "url starts with 'int': give"),
         ({"host": ""}, "host=''"),
         ({"host": None}, "host=None"),
         ({"port": 70_000}, "port=70000.*1 to 65535"),
@@ -97,6 +104,8 @@ def test_options_are_brought_into_one_form():
         ({"concurrency": 0}, "concurrency=0"),
         ({"concurrency": None}, "concurrency=None"),
         ({"async_concurrency": -1}, "async_concurrency=-1"),
+        ({"exclude_queues": "default"}, "exclude_queues='default': give a list of names"),
+        ({"exclude_queues": 5}, "exclude_queues=5"),
         ({"soft_timeout": 0}, "WakaQ: soft_timeout=0"),
         ({"hard_timeout": -3}, "WakaQ: hard_timeout=-3"),
         ({"soft_timeout": 5, "hard_timeout": 5}, "hard_timeout=5 is not above soft_timeout=5"),
@@ -120,6 +129,8 @@ def test_options_are_brought_into_one_form():
         ({"dead_letters": -1}, "dead_letters=-1"),
         ({"worker_log_level": "LOUD"}, "worker_log_level='LOUD': give one of .*INFO"),
         ({"scheduler_log_level": -1}, "scheduler_log_level=-1"),
+        ({"worker_log_file": 5}, "worker_log_file=5"),
+        ({"scheduler_log_file": 5.5}, "scheduler_log_file=5.5"),
         ({"log_format": "%(task)s"}, r"log_format='%\(task\)s'"),
         ({"log_format": "%(message"}, "log_format"),
         ({"log_format": "%(message)d"}, "log_format"),
@@ -191,3 +202,130 @@ def test_the_delay_before_a_retry_is_a_number_or_what_the_function_says():
     assert policy(lambda _: None).delay_before(1) == 0.0
     with pytest.raises(ConfigError, match=r"retry_delay\(4\)=-4"):
         policy(lambda retry: -retry).delay_before(4)
+
+
+def test_an_address_that_is_an_empty_environment_variable_is_none():
+    assert make(url="").settings.url is None
+
+
+# -- nothing is forgotten --------------------------------------------------------------------------
+
+# A value of each option that is not its default, and what it is in the settings.
+EXAMPLES = {
+    "url": ("redis://x", "redis://x"),
+    "host": ("x", "x"),
+    "port": (1, 1),
+    "username": ("x", "x"),
+    "password": ("x", "x"),
+    "db": (1, 1),
+    "prefix": ("x", "x"),
+    "concurrency": ("7+0*cores", 7),
+    "async_concurrency": ("8", 8),
+    "exclude_queues": (["default"], ("default",)),
+    "soft_timeout": (timedelta(seconds=5), 5.0),
+    "hard_timeout": (5, 5),
+    "max_retries": (1, 1),
+    "retry_on": (KeyError, (KeyError,)),
+    "retry_delay": (timedelta(seconds=5), 5.0),
+    "max_redeliveries": (1, 1),
+    "max_mem_percent": (50, 50),
+    "max_tasks_per_worker": (1, 1),
+    "shutdown_timeout": (timedelta(seconds=5), 5.0),
+    "dead_letters": (1, 1),
+    "worker_log_file": (Path("x"), "x"),
+    "scheduler_log_file": ("x", "x"),
+    "worker_log_level": ("debug", 10),
+    "scheduler_log_level": (20, 20),
+    "log_format": ("x %(message)s", "x %(message)s"),
+    "task_log_format": ("x %(message)s", "x %(message)s"),
+    "socket_timeout": (5, 5),
+    "socket_connect_timeout": (5, 5),
+    "health_check_interval": (0, 0),
+    "wait_timeout": (0.5, 0.5),
+    "synchronous_mode": (True, True),
+}
+
+
+def parameters(function):
+    return set(inspect.signature(function).parameters)
+
+
+def documented(section):
+    """Return the options in the tables of a part of the page on configuration."""
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_every_option_of_the_application_is_a_setting_and_on_the_page_about_configuration():
+    options = parameters(WakaQ)
+    of_the_app = CONFIGURATION.read_text().partition("## A queue's options")[0]
+
+    assert {field.name for field in dataclasses.fields(Settings)} == options - {
+        "queues",
+        "schedules",
+    }
+    assert documented(of_the_app) == options
+    assert set(EXAMPLES) == options - {"queues", "schedules"}, "add an example for the test below"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_option_of_the_application_arrives_in_its_settings(name):
+    given, expected = EXAMPLES[name]
+
+    assert getattr(make().settings, name) != expected
+    assert getattr(make(**{name: given}).settings, name) == expected
+
+
+def test_every_option_of_a_queue_and_of_a_task_is_on_the_page_about_configuration():
+    text = CONFIGURATION.read_text()
+    of_queues = text.partition("## A queue's options")[2].partition("## A task's options")[0]
+    signatures = dict(re.findall(r"^`(\S+)\(([\w, ]+)\)`$", text, re.MULTILINE))
+
+    assert set(signatures) == {"Queue", "@wakaq.task"}
+    assert signatures["Queue"].split(", ") == list(inspect.signature(Queue).parameters)
+    assert documented(of_queues) | set(LIMITS) == parameters(Queue)
+    assert set(signatures["@wakaq.task"].split(", ")) == {"queue", *LIMITS}
+
+
+def test_the_app_its_queues_and_its_tasks_take_the_same_limits():
+    _, with_options = typing.get_overloads(WakaQ.task)
+
+    assert set(LIMITS) <= parameters(WakaQ)
+    assert set(LIMITS) == parameters(Queue) - {"name", "priority", "prefix"}
+    assert set(LIMITS) == parameters(Task) - {"app", "function", "queue"}
+    assert set(LIMITS) == parameters(with_options) - {"self", "queue"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [
+        *(
+            (name, value)
+            for name in ("soft_timeout", "hard_timeout")
+            for value in (0, "four", True)
+        ),
+        *(("max_retries", value) for value in (-1, 1.5, "3", True, 2**31 + 1)),
+        *(("retry_on", value) for value in ("SoftTimeout", [ValueError], (5,), ValueError())),
+        *(("retry_delay", value) for value in (-1, "1", math.nan, False)),
+    ],
+)
+def test_a_bad_limit_is_refused_alike_for_the_app_a_queue_and_a_task(limit, value):
+    def report(): ...
+
+    messages = []
+    for owner, make_it in {
+        "WakaQ": lambda: make(**{limit: value}),
+        "queue 'a'": lambda: Queue("a", **{limit: value}),
+        "task 'report'": lambda: make().task(**{limit: value})(report),
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            make_it()
+        messages.append(str(caught.value).removeprefix(owner))
+
+    assert messages[0].startswith(f": {limit}={value!r}: give a")
+    assert len(set(messages)) == 1
+
+
+def test_settings_may_be_copied_with_other_values():
+    settings = dataclasses.replace(make(soft_timeout=5).settings, url="unix:///x")
+
+    assert (settings.url, settings.soft_timeout) == ("unix:///x", 5.0)

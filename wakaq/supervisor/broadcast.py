@@ -1,10 +1,13 @@
-"""Listens for broadcasts, and hands each to the dispatcher, which has one of the workers run it."""
+"""Listens for broadcasts, and hands each to the dispatcher, which has one of the workers run it.
+
+Not for choosing that worker.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
-from wakaq.broker import Broker
-from wakaq.supervisor.service import Outage, Service
+from wakaq.store.broker import Broker
+from wakaq.service import Outage, Service
 
 
 class Broadcast(Service):
@@ -12,10 +15,10 @@ class Broadcast(Service):
 
     interval = 0.0
 
-    def __init__(self, broker: Broker, relay: Callable[[bytes], None], outage: Outage) -> None:
+    def __init__(self, broker: Broker, hand_over: Callable[[bytes], None], outage: Outage) -> None:
         super().__init__(outage)
         self._broker = broker
-        self._relay = relay
+        self._hand_over = hand_over
         self._subscription: Any = None
 
     def tick(self, now: float) -> float | None:
@@ -32,5 +35,5 @@ class Broadcast(Service):
             self._subscription = None  # the next tick subscribes anew
             raise
         if message is not None:
-            self._relay(message["data"])
+            self._hand_over(message["data"])
         return None

@@ -1,107 +1,192 @@
-"""Owns every claim: which payload is in flight, and which child has it. Not for starting or killing processes.
+"""Owns every claim: which payload is in flight, and which worker has it.
 
-One thread. Others post calls to its mailbox; nobody else touches its state. While Redis is away, what the children report
-waits here, and `Ledger` finds out afterwards what Redis has seen of it.
+One thread, to be read from top to bottom: an event comes in (a frame from a worker, a call that another thread posted),
+is noted, and at the end of each step what waits is handed out and the next turns are planned. Nothing here waits for
+Redis: a `Sender` for each slot group does. While Redis is away, what workers report waits in `InFlight`.
+
+Not for starting or killing processes: that is the main thread's.
 """
 
+import logging
 import selectors
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from math import ceil
+from operator import attrgetter
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker
-from wakaq.frames import Done, Failed, Outcome, Ready, Recalled
-from wakaq.supervisor.autopsy import settle
-from wakaq.supervisor.child import Child
-from wakaq.supervisor.claimer import Claimer
-from wakaq.supervisor.crew import Crew
-from wakaq.supervisor.lease import Lease
-from wakaq.supervisor.ledger import Ledger
-from wakaq.supervisor.service import Mailbox, Outage, crash
-from wakaq.supervisor.watcher import Watcher, Watchers
-from wakaq.turn import Settlement
+from wakaq.channel import Adopted, Assign, Done, Failed, Frame, Outcome, Ready, Recall, Recalled, Stop
+from wakaq.message import describe, name_of
+from wakaq.queue import Queue
+from wakaq.store.connection import RedisError, is_outage
+from wakaq.store.registry import Registry
+from wakaq.store.settlement import ACK, REQUEUE, Action, Settlement
+from wakaq.store.turns import Adopt, Answer, Claim, InFlight, Leave, Registered, Registration, Request, Turn
+from wakaq.supervisor import prefetch
+from wakaq.supervisor.child import Child, State
+from wakaq.supervisor.sender import Sender
+from wakaq.service import REGISTRY_UNUSABLE, Mailbox, Outage, crash, give_up
+from wakaq.supervisor.waker import Idleness, Waker
+from wakaq.supervisor.worker_exit import settlements
+from wakaq.worker.outcome import is_suspect
 
-GLANCE = 0.025  # seconds between looks for what is to be recalled
-LOOK = 1.0  # seconds between looks at watchers that get no answer
+logger = logging.getLogger("wakaq.supervisor")
+
+BEAT = 1.0  # seconds between turns of an idle supervisor: others take it for dead if they stop
+SETTLE_WITHIN = 0.005  # seconds until a settlement is sent that no demand takes along
+RECALL_EVERY = 0.025  # seconds between looks at what waits behind running tasks
+ASKED_FOR = 0.25  # seconds in which what one group was asked for is not asked of others
+SURPLUS_PAUSE = 0.05  # seconds without claims in the hope of a kind, after one that nobody could take
+MOST_IN_TURN = 4_096  # payloads; more would keep Redis from others
+MOST_ROUND_TRIP = 0.1  # seconds of a turn that count; more is an outage
+
+
+class Group:
+    """A slot group: what this supervisor has claimed there, and the threads that talk to it."""
+
+    def __init__(
+        self,
+        app: WakaQ,
+        registry: Registry,
+        outage: Outage,
+        answered: Callable[["Group", Request, Answer, float], None],
+    ) -> None:
+        broker = app.broker
+        # Fixed.
+        self.registry = registry
+        self.sender = Sender(broker, lambda *answer: answered(self, *answer), outage, BEAT)
+        self.idleness = Idleness()
+        self.wakers = [
+            Waker(broker, queue, self.idleness, self.sender, outage)
+            for queue in registry.group.queues
+        ]
+        self._concurrency = app.settings.concurrency
+
+        # Dispatcher thread only; others may read its id and turn number.
+        self.inflight = InFlight(broker, registry.group)
+        self.next_step: Registration | Adopt | None = None  # to be sent before any turn
+        self.is_short = False  # the last claim left nothing in the queues
+        self.has_left = False
+        self.offered: tuple[object, ...] = ()  # what the request that waits was made of
+        self.asked = 0  # how many payloads it was asked for
+        self.asked_until = 0.0  # until when that counts: a server that is away must not hold up others
+        self.settle_at = 0.0  # when what is settled is to be sent
+        self.beat_at = 0.0  # when a turn is to be made in any case
+
+    def registration(self) -> Registration:
+        """Return a request for an id."""
+
+        def make_entry(supervisor_id: str) -> dict[str, Any]:
+            return self.registry.new_entry(supervisor_id, 0, self._concurrency, children=[])
+
+        return Registration(self.registry.group, make_entry)
 
 
 class Dispatcher(threading.Thread):
     """The thread; `post` is for the others. `tell_main` gets a child that has changed for the main thread."""
 
-    def __init__(
-        self,
-        app: WakaQ,
-        broker: Broker,
-        outage: Outage,
-        lease: Lease,
-        tell_main: Callable[[Child], None],
-    ) -> None:
+    def __init__(self, app: WakaQ, outage: Outage, tell_main: Callable[[Child], None]) -> None:
         super().__init__(name="wakaq-dispatcher")
         # Fixed.
-        self._settings = app.settings
+        self._app = app
+        self._settings = settings = app.settings
         self._tell_main = tell_main
+        served = [queue for queue in app.queues if queue.name not in settings.exclude_queues]
+        self.groups = [
+            Group(app, Registry(app.broker, group), outage, self._post_answer)
+            for group in app.broker.keys.groups(served)
+        ]
+        self._group_of = {
+            queue: group for group in self.groups for queue in group.registry.group.queues
+        }
+        self._queue_index = {queue: index for index, queue in enumerate(app.queues)}
+        self._async_names = frozenset(name for name, task in app.tasks.items() if task.is_async)
 
         # Any thread.
         self._mailbox = Mailbox()
         self.post = self._mailbox.post
 
         # This thread only.
-        served = [q for q in app.queues if q.name not in app.settings.exclude_queues]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox, selectors.EVENT_READ)
-        self._crew = Crew(app, self._send)
-        watchers = Watchers(broker, served, self._selector)
-        self.claimer = Claimer(broker, Ledger(broker, served), self._crew, watchers, lease, outage)
+        self._children: set[Child] = set()
+        self._with_backlog: set[Child] = set()  # where something waits behind a running task
+        self._suspects: deque[Claim] = deque()  # each waits for a worker that has nothing else
+        self._broadcasts: list[tuple[float, Claim]] = []  # when each is due
+        self._round_trip = 0.0  # seconds that a turn takes, on average
+        self._async_expected = 1  # how many async payloads a worker may be about to get
+        self._surplus_until = 0.0
+        self._is_draining = False
         self._finish_by: float | None = None
 
     # -- the loop ----------------------------------------------------------------------------------
 
+    def register(self) -> None:
+        """Register in each slot group, before there are other threads (main thread).
+
+        Raises:
+            redis.RedisError: Redis cannot be reached.
+        """
+        for group in self.groups:
+            try:
+                while (registered := group.registration().send(self._app.broker)) is None:
+                    pass
+            except RedisError as error:
+                if is_outage(error):
+                    raise
+                give_up(f"Redis refuses to register this supervisor: {error}", REGISTRY_UNUSABLE)
+            group.inflight.begin(registered)
+
+    @property
+    def wakers(self) -> list[Waker]:
+        """The threads that wait for work (any thread)."""
+        return [waker for group in self.groups for waker in group.wakers]
+
     def run(self) -> None:
         try:
+            for group in self.groups:
+                for thread in (group.sender, *group.wakers):
+                    thread.start()
             while not self._is_finished():
                 self._step()
+            for group in self.groups:
+                group.sender.stop()
         except BaseException:  # noqa: BLE001 - whatever it is
             crash("The dispatcher")
         self._selector.close()
 
     def _is_finished(self) -> bool:
-        if self._finish_by is None or not self._mailbox.is_empty():
+        if self._finish_by is None:
             return False
-        return time.monotonic() > self._finish_by or self.claimer.is_settled()
+        return time.monotonic() > self._finish_by or all(group.has_left for group in self.groups)
 
     def _step(self) -> None:
-        for key, mask in self._wait():
+        for key, mask in self._selector.select(self._wait(time.monotonic())):
             if isinstance(key.data, Child):
                 self._attend(key.data, mask)
-            elif isinstance(key.data, Watcher):
-                self.claimer.hear(key.data)
         self._mailbox.work()
         now = time.monotonic()
-        self._crew.recall(now)
-        self._crew.relay(now)
-        self._crew.anticipate(now)
-        self.claimer.step(now)
+        self._recall(now)
+        self._start_suspects()
+        self._start_broadcasts(now)
+        for group in self.groups:
+            self._plan_turn(group, now)
 
-    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready, the answers of watchers by the urgency of their queues."""
-        ready = self._selector.select(self._patience(time.monotonic()))
-        if len(ready) > 1 or (ready and _urgency(ready[0]) > 0):
-            if any(_urgency(one) > 0 for one in ready):
-                # More urgent work may have been pushed with it: what the server answered before this, is here after it.
-                self.claimer.ping()
-                ready = self._selector.select(0)
-            ready.sort(key=_urgency)
-        return ready
-
-    def _patience(self, now: float) -> float:
+    def _wait(self, now: float) -> float:
         """Return how long nothing but an event needs attention."""
         if not self._mailbox.is_empty():
             return 0.0
-        moments = [now + LOOK, self.claimer.next_step_at(now), *self._crew.next_moments(now)]
-        if self._crew.has_waiting() or self._finish_by is not None:
-            moments.append(now + GLANCE)
+        moments = [now + BEAT, *(due for due, _ in self._broadcasts if due > now)]
+        if now < self._surplus_until:
+            moments.append(self._surplus_until)
+        if self._with_backlog:
+            moments.append(now + RECALL_EVERY)
+        if self._finish_by is not None:
+            moments.append(self._finish_by)
         return max(0.0, min(moments) - now)
 
     # -- frames from children ----------------------------------------------------------------------
@@ -120,56 +205,357 @@ class Dispatcher(threading.Thread):
         frames = child.channel.receive()
         for frame in frames:
             self._take(child, frame)
-        self._replace_if_last(child)
-        self._crew.dismiss_if_done(child)
-        self._crew.update(child)
+        self._update(child)
         return bool(frames)
 
-    def _take(self, child: Child, frame: Any) -> None:
+    def _take(self, child: Child, frame: Frame) -> None:
         match frame:
-            case Done(slots, timed, busy):
+            case Done(rows, timed, busy):
                 if timed:
-                    child.observe(timed, busy)
-                self.claimer.ack(child, child.take_back(slots))
-                self._crew.give_relay(child, time.monotonic())
-            case Outcome(slot, action, new, delay):
-                (claim,) = child.take_back([slot])
-                self.claimer.settle(Settlement(claim.lane, action, [claim.payload], new, delay))
-                self._crew.give_relay(child, time.monotonic())
-            case Recalled(slots):
-                self.claimer.requeue(child.recalled(slots))
+                    prefetch.observe(child, timed, busy)
+                for claim in child.release(rows):
+                    self._settle(claim, ACK)
+                self._give_broadcast(child)
+            case Outcome(row):
+                (claim,) = child.release([row])
+                self._settle(claim, frame.settlement)
+                self._give_broadcast(child)
+            case Recalled(rows):
+                child.is_recalling = False
+                if child.left is not None:
+                    child.left += len(rows)
+                self._requeue(child.release(rows))
             case Ready():
-                child.is_ready = True
-                # What came while nobody could take it is claimed by priority, not by the fastest watcher.
-                self.claimer.is_drained = False
+                child.has_served = True
+                if child.state is State.STARTING:
+                    child.state = State.SERVING
                 self._tell_main(child)
             case Failed(reason):
                 child.boot_failure = reason  # main learns it with the end of the process
             case _:
                 raise AssertionError(frame)
 
+    def _update(self, child: Child) -> None:
+        """See what follows for a child from what it has now."""
+        has_backlog = child.sync_count > 1
+        (self._with_backlog.add if has_backlog else self._with_backlog.discard)(child)
+        if child.assigned:
+            return
+        child.runs_suspect = False
+        is_done = child.state is State.RETIRING or (
+            child.state is State.SERVING and child.left == 0 and not child.is_recalling
+        )
+        if is_done:
+            child.state, child.stopped_at = State.STOPPING, time.monotonic()
+            self._send(child, Stop())
+
     def _lose(self, child: Child) -> None:
         """Settle what a worker had that is gone; all it had sent before was heard."""
-        self._crew.leave(child)
+        self._children.discard(child)
+        self._with_backlog.discard(child)
         self._selector.unregister(child.channel)
-        child.victims = child.describe_running()
-        for one in settle(child, self._settings.max_redeliveries, self.claimer.ledger.worker_id):
-            self.claimer.settle(one)
+        child.was_running = child.describe_running()
+        name = f"{self._supervisor_id} worker {child.slot}"
+        for claim, settlement in settlements(child, self._settings.max_redeliveries, name):
+            self._settle(claim, settlement)
         child.assigned.clear()
-        child.is_gone = True
+        child.state = State.GONE
         self._tell_main(child)
+
+    @property
+    def _supervisor_id(self) -> str:
+        return self.groups[0].inflight.supervisor_id
+
+    # -- settlements -------------------------------------------------------------------------------
+
+    def _settle(self, claim: Claim, settlement: Settlement) -> None:
+        if claim.queue is None:
+            self._settle_broadcast(claim, settlement)
+            return
+        group = self._group_of[claim.queue]
+        if not group.inflight.settlements:
+            group.settle_at = time.monotonic() + SETTLE_WITHIN
+        group.inflight.settle(claim, settlement)
+
+    def _requeue(self, claims: Sequence[Claim]) -> None:
+        """Put claims back to the front of their queues, in their order: the last one is pushed first."""
+        for claim in reversed(claims):
+            self._settle(claim, REQUEUE)
+
+    def _settle_broadcast(self, claim: Claim, settlement: Settlement) -> None:
+        """Do with a broadcast what Redis would do with a payload: have it run again, or not."""
+        match settlement.action:
+            case Action.ACK:
+                pass
+            case Action.DEAD:
+                call = describe(claim.payload)
+                logger.error("Broadcast %s is given up, and leaves no dead letter", call)
+            case _:
+                again = Claim(None, settlement.payload or claim.payload)
+                self._broadcasts.append((time.monotonic() + settlement.delay, again))
+
+    # -- handing out -------------------------------------------------------------------------------
+
+    def _hand_out(self, claims: Sequence[Claim]) -> None:
+        """Give each claim to a worker; those that nobody can take go back."""
+        if self._is_draining:
+            self._requeue(claims)
+            return
+        now = time.monotonic()
+        kinds: dict[str, list[Claim]] = {"sync": [], "async": []}
+        for claim in claims:
+            if is_suspect(claim.payload):
+                self._suspects.append(claim)
+            else:
+                kinds["async" if self._is_async(claim) else "sync"].append(claim)
+        surplus = self._share(kinds["sync"], now, is_async=False)
+        surplus += self._share(kinds["async"], now, is_async=True)
+        if self._async_names and claims:
+            self._async_expected = min(max(1, 2 * len(kinds["async"])), prefetch.MOST_AHEAD)
+            if surplus:
+                self._surplus_until = now + SURPLUS_PAUSE
+        self._requeue(surplus)
+
+    def _share(self, claims: list[Claim], now: float, *, is_async: bool) -> list[Claim]:
+        """Spread claims of one kind over the workers, to those with least to do first; return what is left over."""
+        while claims:
+            rooms = [(self._room_of_kind(child, now, is_async=is_async), child) for child in self._children]
+            takers = [(room, child) for room, child in rooms if room]
+            if not takers:
+                break
+            takers.sort(key=lambda taker: len(taker[1].assigned))
+            # A run without gaps for each, so that its acks are ranges.
+            share = ceil(len(claims) / len(takers))
+            for room, child in takers:
+                given, claims = claims[: min(share, room)], claims[min(share, room) :]
+                if given:
+                    self._assign(child, given, is_async=is_async)
+        return claims
+
+    def _room_of_kind(self, child: Child, now: float, *, is_async: bool) -> int:
+        if is_async:
+            return prefetch.async_room(child, self._settings.async_concurrency)
+        return prefetch.sync_room(child, now, self._round_trip)
+
+    def _assign(
+        self, child: Child, claims: list[Claim], *, is_async: bool, is_urgent: bool = False
+    ) -> None:
+        if not is_async:
+            child.window = min(max(child.window, 2 * len(claims)), prefetch.MOST_AHEAD)
+        rows = child.assign(claims, is_async=is_async)
+        pairs = zip(claims, rows, strict=True)
+        for queue, of_queue in groupby(pairs, key=lambda pair: pair[0].queue):
+            queue_claims, queue_rows = zip(*of_queue, strict=True)
+            self._send(child, self._assignment(queue, queue_claims, queue_rows, is_urgent=is_urgent))
+        self._update(child)
+
+    def _assignment(
+        self, queue: Queue | None, claims: Sequence[Claim], rows: Sequence[int], *, is_urgent: bool
+    ) -> Assign:
+        numbers = [claim.number for claim in claims]
+        payloads = [claim.payload for claim in claims]
+        if queue is None:
+            return Assign("", -1, list(rows), numbers, payloads, is_urgent)
+        supervisor_id = self._group_of[queue].inflight.supervisor_id
+        return Assign(supervisor_id, self._queue_index[queue], list(rows), numbers, payloads, is_urgent)
+
+    def _is_async(self, claim: Claim) -> bool:
+        return bool(self._async_names) and name_of(claim.payload) in self._async_names
+
+    def _recall(self, now: float) -> None:
+        """Ask back what waits too long behind other tasks, for whoever is free."""
+        for child in self._with_backlog:
+            if prefetch.has_too_much(child, now, self._round_trip):
+                self._ask_back(child)
+
+    def _ask_back(self, child: Child) -> None:
+        if not child.is_recalling:
+            child.is_recalling = True
+            self._send(child, Recall())
+
+    def _send(self, child: Child, frame: Frame) -> None:
+        if not child.channel.send(frame):
+            self.flush_later(child)
+
+    # -- suspects: what has taken down a worker or a machine runs alone ----------------------------
+
+    def _start_suspects(self) -> None:
+        """Give each suspect a worker that has nothing else, so that the next death names the culprit."""
+        if not self._suspects and not any(child.is_reserved for child in self._children):
+            return
+        serving = [child for child in self._children if child.state is State.SERVING and child.left != 0]
+        reserved = [child for child in serving if child.is_reserved]
+        for child in sorted(serving, key=lambda child: len(child.assigned)):
+            if len(reserved) < len(self._suspects) and not (child.is_reserved or child.runs_suspect):
+                child.is_reserved = True
+                reserved.append(child)
+                if child.assigned:
+                    self._ask_back(child)
+        for child in reserved:
+            if not self._suspects:
+                child.is_reserved = False
+            elif not child.assigned:
+                child.is_reserved, child.runs_suspect, child.window = False, True, 1
+                claim = self._suspects.popleft()
+                self._assign(child, [claim], is_async=self._is_async(claim))
+        # More than there are workers: others may have some that are free.
+        surplus = [self._suspects.pop() for _ in range(len(self._suspects) - len(serving))]
+        self._requeue([claim for claim in reversed(surplus) if claim.queue is not None])
+
+    # -- broadcasts --------------------------------------------------------------------------------
+
+    def _start_broadcasts(self, now: float) -> None:
+        """Have broadcasts run by whoever is free; where nobody is, they wait for the first that will be."""
+        if any(due <= now for due, _ in self._broadcasts):
+            for child in sorted(self._children, key=attrgetter("sync_count")):
+                while self._give_broadcast(child, is_free=prefetch.is_idle(child)):
+                    pass
+
+    def _give_broadcast(self, child: Child, *, is_free: bool = True) -> bool:
+        """Let a worker that is free, or just was, run a broadcast next: no other will be free sooner."""
+        now = time.monotonic()
+        for broadcast in self._broadcasts:
+            due, claim = broadcast
+            if due > now:
+                continue
+            if is_suspect(claim.payload):
+                self._broadcasts.remove(broadcast)
+                self._suspects.append(claim)
+                return True
+            is_async = self._is_async(claim)
+            room = self._room_of_kind(child, now, is_async=True) if is_async else is_free
+            if room and prefetch.takes_work(child):
+                self._broadcasts.remove(broadcast)
+                self._assign(child, [claim], is_async=is_async, is_urgent=True)
+                return True
+        return False
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def _plan_turn(self, group: Group, now: float) -> None:
+        """Offer the group's sender what is to be asked next, if that has changed."""
+        if not group.sender.is_open:
+            return
+        inflight = group.inflight
+        if group.next_step is not None:
+            self._offer(group, group.next_step, 0.0, ("next step",))
+            return
+        if now >= group.beat_at:
+            inflight.retry_refused()
+        if self._finish_by is not None and inflight.is_settled:
+            self._offer(group, inflight.leave(), 0.0, ("leave",))
+            return
+        wanted = self._demand(group, now)
+        if not wanted:
+            group.is_short = False  # nobody watches the queues while nobody has room
+        send_at = group.beat_at
+        if inflight.settlements:
+            send_at = min(send_at, group.settle_at)
+        if wanted and not group.is_short:
+            send_at = 0.0
+        idleness = group.idleness
+        idleness.has_room = bool(wanted)
+        is_idle = bool(wanted) and group.is_short
+        if is_idle != idleness.is_idle.is_set():
+            (idleness.is_idle.set if is_idle else idleness.is_idle.clear)()
+        made_of = (len(inflight.settlements), wanted, send_at)
+        if made_of != group.offered:
+            self._offer(group, inflight.turn(wanted), send_at, made_of)
+            if send_at <= now:
+                group.asked, group.asked_until = wanted, now + ASKED_FOR
+
+    def _offer(
+        self, group: Group, request: Request, send_at: float, made_of: tuple[object, ...]
+    ) -> None:
+        if made_of != group.offered and group.sender.offer(request, send_at):
+            group.offered = made_of
+
+    def _demand(self, group: Group, now: float) -> int:
+        """Return how many payloads workers can take now, besides what was asked of other groups."""
+        if self._is_draining:
+            return 0
+        rooms = sum(self._room(child, now) for child in self._children)
+        others = [other for other in self.groups if other is not group and now < other.asked_until]
+        asked = sum(other.asked for other in others)
+        return max(0, min(rooms - asked, MOST_IN_TURN))
+
+    def _room(self, child: Child, now: float) -> int:
+        """Return how many payloads of unknown kinds to claim for a child."""
+        sync_room = prefetch.sync_room(child, now, self._round_trip)
+        if not self._async_names:
+            return sync_room
+        limit = self._settings.async_concurrency
+        async_room = min(prefetch.async_room(child, limit), self._async_expected)
+        if sync_room and async_room:
+            return max(sync_room, async_room)
+        # Whoever could take one kind only may get the other, which then goes back.
+        if now < self._surplus_until:
+            return 0
+        return sync_room or (async_room if prefetch.is_blocked(child, now) else 0)
+
+    def _post_answer(self, group: Group, request: Request, answer: Answer, took: float) -> None:
+        """Take an answer in from a sender (its thread)."""
+        self.post(self._take_answer, group, request, answer, took)
+
+    def _take_answer(self, group: Group, request: Request, answer: Answer, took: float) -> None:
+        group.sender.take_note()
+        group.offered, group.asked = (), 0
+        group.next_step = None
+        now = time.monotonic()
+        group.beat_at = now + BEAT
+        inflight = group.inflight
+        match request:
+            case Leave():
+                group.has_left = True
+                if answer is False:
+                    logger.warning("Something is left in flight: others will take care of it")
+            case Registration() if isinstance(answer, Registered):
+                inflight.begin(answer)
+                group.next_step = inflight.adopt(takes_rest=True)
+            case Turn() if answer is not None:
+                self._round_trip += 0.1 * (min(took, MOST_ROUND_TRIP) - self._round_trip)
+                claims = inflight.answered(request, answer)
+                group.settle_at = now + SETTLE_WITHIN
+                if request.wanted:
+                    group.is_short = len(claims) < request.wanted
+                if claims:
+                    self._hand_out(claims)
+            case Adopt() if answer is not None:
+                inflight.adopted(request, answer)
+                group.settle_at = now
+                self._tell_adopted(group)
+            case _:
+                if not isinstance(request, Registration):
+                    logger.warning(
+                        "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
+                    )
+                group.next_step = group.registration()
+
+    def _tell_adopted(self, group: Group) -> None:
+        """Tell workers under which id and numbers to look, should this supervisor die."""
+        for child in self._children:
+            rows = [
+                row
+                for row, claim in child.assigned.items()
+                if claim.queue is not None and self._group_of[claim.queue] is group
+            ]
+            if rows:
+                numbers = [child.assigned[row].number for row in rows]
+                self._send(child, Adopted(group.inflight.supervisor_id, rows, numbers))
 
     # -- events: posted by other threads -----------------------------------------------------------
 
     def join_child(self, child: Child) -> None:
         """Take a worker in that was spawned."""
         child.left = self._settings.max_tasks_per_worker
-        self._crew.join(child)
+        self._children.add(child)
         self._selector.register(child.channel, selectors.EVENT_READ, child)
+        if self._is_draining:
+            self.retire_child(child)
 
     def end_child(self, child: Child) -> None:
-        """Hear what a worker had sent before it exited, even where a process it left behind holds its socket open."""
-        if child in self._crew.children:
+        """Hear what a worker had sent before it ended, also where a process it left behind holds its channel open."""
+        if child in self._children:
             try:
                 while self._hear(child):
                     pass
@@ -179,47 +565,31 @@ class Dispatcher(threading.Thread):
 
     def retire_child(self, child: Child) -> None:
         """Have a worker exit after what it runs now."""
-        if child in self._crew.children:
-            child.is_retiring = True
-            self._crew.ask_back(child)
-            self._crew.dismiss_if_done(child)
-            self._crew.update(child)
+        if child in self._children and child.state in {State.STARTING, State.SERVING}:
+            child.state = State.RETIRING
+            self._ask_back(child)
+            self._update(child)
 
     def flush_later(self, child: Child) -> None:
-        """Send the rest of a frame as soon as the child's socket takes it."""
-        if child in self._crew.children:
+        """Send the rest of a frame as soon as the child's channel takes it."""
+        if child in self._children:
             events = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(child.channel, events, child)
 
-    def relay(self, payload: bytes) -> None:
+    def broadcast(self, payload: bytes) -> None:
         """Have a broadcast run in one of the workers."""
-        self._crew.relay_later(payload)
+        self._broadcasts.append((0.0, Claim(None, payload)))
 
     def drain(self) -> None:
         """Claim nothing any more, let run what runs, and have every worker exit."""
-        self.claimer.is_draining = True
-        for child in list(self._crew.children):
+        self._is_draining = True
+        for waker in self.wakers:
+            waker.stop()
+        self._requeue([claim for claim in self._suspects if claim.queue is not None])
+        self._suspects.clear()
+        for child in list(self._children):
             self.retire_child(child)
 
     def finish(self, deadline: float) -> None:
         """Settle the rest, all workers being gone, by the deadline, and end."""
         self._finish_by = deadline
-
-    # -- to children -------------------------------------------------------------------------------
-
-    def _send(self, child: Child, frame: tuple[Any, ...]) -> None:
-        if not child.channel.send(frame):
-            self.flush_later(child)
-        self._replace_if_last(child)
-
-    def _replace_if_last(self, child: Child) -> None:
-        """Have the successor started when a child gets, or is left with, the last task of its life."""
-        if child.has_begun_its_last():
-            child.is_retiring = child.needs_successor = True
-            self._tell_main(child)
-
-
-def _urgency(ready: tuple[selectors.SelectorKey, int]) -> int:
-    """Return the place of a watcher's queue in the order of priority; anything else comes first."""
-    data = ready[0].data
-    return data.urgency if isinstance(data, Watcher) else -1

@@ -6,9 +6,9 @@ Not for tasks that take long: a worker that is silent while a task runs is repor
 import logging
 from collections.abc import Callable, Iterable
 
-from wakaq.frames import Ping
+from wakaq.channel import Ping
 from wakaq.supervisor.child import Child, Death
-from wakaq.supervisor.service import Outage, Service
+from wakaq.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
 SILENCE = 30.0  # seconds
@@ -38,7 +38,7 @@ class Heartbeat(Service):
         if now - self._last_tick > SILENCE / 2:
             self._resumed_at = now
         self._last_tick = now
-        children = [child for child in self._children() if child.is_ready]
+        children = [child for child in self._children() if child.has_served]
         silent = {c for c in children if now - max(c.progress.pong_at, self._resumed_at) > SILENCE}
         for child in children:
             self._ping(child, now)

@@ -1,53 +1,77 @@
-"""Proof of life: moves this supervisor's heartbeat, watches the others', and rescues what the dead ones had claimed.
+"""Watches the other supervisors, and rescues what the dead ones had in flight. Renews this one's entry, for people.
 
-No clocks of two machines are compared. An observer counts only time in which it had Redis itself and the other's heartbeat
-stood still: so an outage, or a failover, never makes live supervisors rob each other.
+A supervisor's proof of life is the number of its last turn. No clocks of two machines are compared: an observer counts only
+time in which it had Redis itself and the other's number stood still. So an outage, or a failover, never makes live
+supervisors rob each other. What this process was itself under former ids is watched like any other.
 """
 
-import contextlib
 import logging
-import os
-import socket
-import time
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from secrets import token_hex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker, read_entry
-from wakaq.client import OUTAGES, RedisError
-from wakaq.errors import ConfigError, NotAMessage
-from wakaq.message import Message, recount
-from wakaq.queue import Queue
-from wakaq.supervisor.service import Outage, Service
-from wakaq.turn import Lane
+from wakaq.store.broker import Broker
+from wakaq.store.connection import RedisError, is_outage
+from wakaq.store.keys import OLD_TOMBSTONE
+from wakaq.store.registry import EntryKeys, Registry, is_alive, keys_of_entry, read_entry
+from wakaq.supervisor.old_release import OldRelease
+from wakaq.service import REGISTRY_UNUSABLE, Outage, Service, give_up
+from wakaq.worker.outcome import rescued
 
 logger = logging.getLogger("wakaq.supervisor")
 
-TERM = 15.0  # seconds without a heartbeat after which a supervisor is declared dead
-BEAT = 3.0  # seconds between heartbeats
-TOMBSTONE = 3_600.0  # seconds in which a dead supervisor's lanes are looked at again
-BURIED = "dead:"  # in front of the id, in a tombstone's field
-FRESH = 60.0  # seconds in which that is done with each heartbeat, and later only that often
-MOST_LANES = 10_000  # of a queue: an entry could say anything
-_PAGE = 100  # payloads rescued in one call
+TERM = 15.0  # seconds without a turn after which a supervisor is declared dead
+BEAT = 3.0  # seconds between looks at the others
+ADOPTED_WITHIN = 1.0  # seconds that the workers of a dead supervisor of this host have to adopt what they run
+REFUSALS = 3  # in a row of this supervisor's entry, after which it is no use
+PAGE = 100  # payloads rescued in one call
+
+_Key = tuple[str, str]  # of a registry, and a supervisor's id
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What this supervisor is in one slot group, just now."""
+
+    registry: Registry
+    supervisor_id: str
+    turn_number: int
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What was seen of another supervisor, and for how many seconds that has not changed."""
+
+    proof: object
+    still: float = 0.0
+    gone: float | None = None  # since its process was seen to be gone; None: it was not
+
+    def then(self, proof: object, *, is_gone: bool, passed: float) -> "_Observed":
+        """Return what is known after another look."""
+        still = self.still + passed if proof == self.proof else 0.0
+        gone = 0.0 if self.gone is None else self.gone + passed
+        return _Observed(proof, still, gone if is_gone else None)
 
 
 class Lease(Service):
-    """The thread that beats and rescues; `register` and `leave` are the main thread's, or the dispatcher's.
-
-    `describe` returns what the children do, for people, as JSON can hold it.
-    """
+    """The thread. `describe` returns what the workers do, as JSON can hold it."""
 
     def __init__(
-        self, app: WakaQ, outage: Outage, describe: Callable[[], Any], term: float = TERM
+        self,
+        app: WakaQ,
+        identities: Callable[[], Sequence[Identity]],
+        describe: Callable[[], list[dict[str, Any]]],
+        outage: Outage,
+        term: float = TERM,
     ) -> None:
         super().__init__(outage)
         self.interval = self.longest_pause = min(BEAT, term / 5)
-        self._app = app
-        # One call that is left without an answer must not cost the lease.
+        self._identities = identities
+        self._describe = describe
+        self._term = term
+        self._concurrency = app.settings.concurrency
+        # One call that is left without an answer must not keep this thread from noticing others' deaths.
         settings, most = app.settings, term / 3
         settings = replace(
             settings,
@@ -55,191 +79,143 @@ class Lease(Service):
             socket_connect_timeout=min(settings.socket_connect_timeout, most),
         )
         self._broker = Broker(settings, app.queues)
-        self._describe = describe
-        self._term = term
-        self._host = _host_identity()
-        # Written by `register` before the id is known to anybody; an attribute is replaced in one step.
-        self.worker_id = ""
-        self._fresh_until = 0.0
-        # Written by this thread, for the dispatcher: the id under which we are not known any more.
-        self.lost: str | None = None
+        self._old_release = OldRelease(app, self._broker)
         # This thread only.
-        self._counter = 0
         self._last_tick: float | None = None  # None after one that failed
-        # Supervisor id -> its heartbeat, and for how long we saw it stand still.
-        self._seen: dict[str, tuple[Any, float]] = {}
-
-    # -- this supervisor ---------------------------------------------------------------------------
-
-    def register(self) -> str:
-        """Announce this supervisor under a new id, which is returned."""
-        host = "".join(c if c.isalnum() or c in "-." else "-" for c in socket.gethostname())
-        worker_id, now = f"{host}-{os.getpid()}-{token_hex(4)}", time.monotonic()
-        self._broker.register(worker_id, self._entry())
-        self.worker_id, self._fresh_until = worker_id, now + self._term
-        return worker_id
-
-    def leave(self, *, is_haunted: bool) -> None:
-        """Leave the registry; where something may yet be claimed, as a tombstone, whose lanes are looked at again."""
-        # The first time it may be on a connection that fell silent long ago.
-        with contextlib.suppress(*OUTAGES):
-            return self._leave(is_haunted=is_haunted)
-        return self._leave(is_haunted=is_haunted)
-
-    def _leave(self, *, is_haunted: bool) -> None:
-        if not is_haunted:
-            self._broker.unregister(self.worker_id)
-        elif entry := self._broker.registry().get(self.worker_id):
-            self._broker.bury(self.worker_id, BURIED + self.worker_id, entry)
-
-    def is_fresh(self) -> bool:
-        """Whether no other supervisor can have declared this one dead."""
-        return time.monotonic() < self._fresh_until
-
-    def _entry(self) -> dict[str, Any]:
-        return {
-            "beat": self._counter,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "same_host": self._host,
-            "concurrency": self._app.settings.concurrency,
-            "queues": [queue.name for queue in self._app.queues],
-            "children": self._describe(),
-        }
-
-    # -- the thread --------------------------------------------------------------------------------
+        self._observed: dict[_Key, _Observed] = {}
+        self._refusals = 0  # of our entry, in a row
 
     def tick(self, now: float) -> float | None:
-        worker_id = self.worker_id
-        self._counter += 1
         last_tick, self._last_tick = self._last_tick, None
-        if self._broker.beat(worker_id, self._entry()):
-            self._fresh_until = now + self._term
-        else:  # the dispatcher registers anew
-            self._fresh_until, self.lost = 0.0, worker_id
-        self._outage.end(now)
         # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves in between. Otherwise
-        # the observation starts anew.
+        # the observation starts anew, but for what is looked at for an hour.
         if last_tick is None or now - last_tick > 2 * self.interval:
             last_tick = now
-            self._seen = {id_: seen for id_, seen in self._seen.items() if id_.startswith(BURIED)}
-        self._watch_others(worker_id, now - last_tick)
+            self._observed = {
+                key: seen for key, seen in self._observed.items() if key[1].startswith(OLD_TOMBSTONE)
+            }
+        observed: dict[_Key, _Observed] = {}
+        for identity in self._identities():
+            registry = Registry(self._broker, identity.registry.group)
+            host = self._renew(registry, identity)
+            observed |= self._watch(registry, identity.supervisor_id, host, now - last_tick)
+        self._observed = observed
+        self._outage.end(now)
         self._last_tick = now
-        return None
+        is_due_soon = any(seen.gone is not None for seen in observed.values())
+        return min(self.interval, ADOPTED_WITHIN) if is_due_soon else None
 
-    def _watch_others(self, worker_id: str, passed: float) -> None:
-        entries = self._broker.registry()
-        entries.pop(worker_id, None)
-        seen: dict[str, tuple[Any, float]] = {}
-        for field, raw in entries.items():
-            entry = read_entry(raw)
-            if not entry and field not in self._seen:
-                logger.warning("The registry's entry %s is no supervisor's: %r", field, raw[:100])
-            beat = entry.get("beat")
-            last, still = self._seen.get(field, (None, 0.0))
-            still = still + passed if field in self._seen and beat == last else 0.0
-            seen[field] = (beat, still)
-            if not field.startswith(BURIED):
-                if still >= self._term:
+    def _renew(self, registry: Registry, identity: Identity) -> str:
+        """Renew this supervisor's entry; returns its host."""
+        entry = registry.new_entry(
+            identity.supervisor_id,
+            identity.turn_number,
+            self._concurrency,
+            children=self._describe(),
+        )
+        try:
+            registry.beat(identity.supervisor_id, entry)
+        except RedisError as error:
+            self._refusals += 1
+            if not is_outage(error) and self._refusals >= REFUSALS:
+                give_up(f"Redis refuses this supervisor's entry: {error}", REGISTRY_UNUSABLE)
+            raise
+        self._refusals = 0
+        return str(entry["same_host"])
+
+    def _watch(
+        self, registry: Registry, own_id: str, host: str, passed: float
+    ) -> dict[_Key, _Observed]:
+        """Look at the others, and rescue from those that are dead; returns what was seen."""
+        entries, turns = registry.entries(), registry.turns()
+        found: dict[_Key, _Observed] = {}
+        for supervisor_id in entries.keys() | turns.keys():
+            if supervisor_id == own_id:
+                continue
+            other = _Other(supervisor_id, entries.get(supervisor_id), turns.get(supervisor_id))
+            key = registry.group.registry, supervisor_id
+            is_gone = other.is_gone_from(host)
+            before = self._observed.get(key)
+            if before is None:
+                seen = _Observed(other.proof, gone=0.0 if is_gone else None)
+                if other.is_garbage:
                     logger.warning(
-                        "Supervisor %s has not moved for %.0f s: it is dead", field, still
+                        "The registry's entry %s is no supervisor's: %r", supervisor_id, other.raw
                     )
-                    self.rescue(field, raw)
-            elif still < FRESH or still // FRESH > (still - passed) // FRESH:
-                # Its last claim may have come after its rescue.
-                self._empty_lanes(field.removeprefix(BURIED), raw)
-                if still >= TOMBSTONE:
-                    self._broker.forget(field)
-        self._seen = seen
+            else:
+                seen = before.then(other.proof, is_gone=is_gone, passed=passed)
+            found[key] = seen
+            self._judge(registry, other, seen, passed)
+        return found
+
+    def _judge(
+        self, registry: Registry, other: "_Other", seen: _Observed, passed: float
+    ) -> None:
+        if other.supervisor_id.startswith(OLD_TOMBSTONE):
+            self._old_release.look_again(registry, other.supervisor_id, other.raw, seen.still, passed)
+        elif seen.still >= self._term:
+            logger.warning(
+                "Supervisor %s has not moved for %.0f s: it is dead", other.supervisor_id, seen.still
+            )
+            self.rescue(registry, other)
+        elif seen.gone is not None and seen.gone >= ADOPTED_WITHIN:
+            logger.warning("Supervisor %s of this host is gone", other.supervisor_id)
+            self.rescue(registry, other)
 
     # -- rescue ------------------------------------------------------------------------------------
 
-    def rescue_neighbours(self) -> None:
-        """Rescue at once from supervisors of this host whose process is gone."""
-        for field, raw in self._broker.registry().items():
-            entry = read_entry(raw)
-            is_neighbour = entry.get("same_host") == self._host and not field.startswith(BURIED)
-            if is_neighbour and not _is_alive(entry.get("pid")):
-                logger.warning("Supervisor %s of this host is gone", field)
-                self.rescue(field, raw)
+    def rescue(self, registry: Registry, other: "_Other") -> None:
+        """Evict a dead supervisor, and put what it had in flight back to the front of its queues."""
+        if other.is_of_old_release:
+            self._old_release.rescue(registry, other.supervisor_id, other.raw)
+            return
+        if not registry.fence(other.supervisor_id, other.turn or b""):
+            return  # it has moved
+        keys = other.keys or registry.own_keys(other.supervisor_id)
+        for queue_keys in keys:
+            try:
+                self._rescue_queue(registry, other.supervisor_id, queue_keys)
+            except RedisError as error:
+                if is_outage(error):
+                    raise
+                # Such as a queue of a wrong type: the other queues go on, and this one is tried again.
+                self._broker.report_refusal(f"{queue_keys.inflight}: {error}")
+        registry.forget(other.supervisor_id, keys)
 
-    def rescue(self, worker_id: str, raw: bytes) -> None:
-        """Fence a dead supervisor off, then put what it had in flight back to the front of the queues."""
-        if self._broker.bury(worker_id, BURIED + worker_id, raw):
-            self._empty_lanes(worker_id, raw)
-
-    def _empty_lanes(self, worker_id: str, raw: bytes) -> None:
-        entry = read_entry(raw)
-        count, names = entry.get("concurrency"), entry.get("queues")
-        if not isinstance(count, int):
-            count = self._app.settings.concurrency
-        if not isinstance(names, list):
-            names = list(self._app.queues_by_name)
-        lanes = [
-            self._broker.lane(queue, worker_id, number)
-            for queue in filter(None, map(self._queue, names))
-            for number in range(min(count + 1, MOST_LANES))
-        ]
-        _, contents = self._broker.inflight(worker_id, lanes)
-        for lane, payloads in zip(lanes, contents, strict=True):
-            if payloads:
-                self._requeue(lane, payloads)
-
-    def _queue(self, name: Any) -> Queue | None:
-        """Return a dead supervisor's queue, which need not be one of ours: an older release may have had more."""
-        try:
-            return self._app.queues_by_name.get(name) or Queue(name)
-        except (ConfigError, TypeError):  # whatever the entry holds
-            return None
-
-    def _requeue(self, lane: Lane, payloads: list[bytes]) -> None:
-        pairs, had_sync, moved = [], False, 0
-        for payload in payloads:
-            is_sync, new = self._redelivered(payload)
-            # One sync task at a time runs in a lane's worker, the first; any async one may have been running, and any of
-            # those that a watcher claimed, which went to idle workers.
-            pairs.append((payload, payload if is_sync and had_sync and lane.number else new))
-            had_sync = had_sync or is_sync
-        try:
-            # From the end, as each page goes in front of the last.
-            for end in range(len(pairs), 0, -_PAGE):
-                moved += self._broker.rescue(lane, pairs[max(0, end - _PAGE) : end])
-        except OUTAGES:
-            raise
-        except RedisError as error:  # such as WRONGTYPE: the other lanes go on
-            self._broker.complain(f"{lane.key} cannot be rescued: {error}")
+    def _rescue_queue(self, registry: Registry, supervisor_id: str, keys: EntryKeys) -> None:
+        numbers, moved = registry.inflight(keys), 0
+        # From the end, as each page goes in front of the last.
+        for end in range(len(numbers), 0, -PAGE):
+            chosen = numbers[max(0, end - PAGE) : end]
+            payloads = registry.payloads(keys, chosen)
+            page = [
+                (number, payload, rescued(payload))
+                for number, payload in zip(chosen, payloads, strict=True)
+                if payload is not None
+            ]
+            moved += registry.rescue(supervisor_id, keys, page)
         if moved:
-            logger.warning("Rescued %d tasks from %s", moved, lane.key)
-
-    def _redelivered(self, payload: bytes) -> tuple[bool, bytes]:
-        """Return whether a payload is of a sync task, and what it is once it has been redelivered."""
-        try:
-            message = Message.decode(payload)
-        except NotAMessage:  # whoever claims it makes a dead letter of it
-            return False, payload
-        task = self._app.tasks.get(message.name)
-        is_sync = task is None or not task.is_async
-        return is_sync, recount(payload, redelivered=message.redelivered + 1)
+            logger.warning("Rescued %d tasks from %s", moved, keys.inflight)
 
 
-def _host_identity() -> str:
-    """Return what tells apart machines, their boots, and containers: a pid means something only within all three."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # not Linux
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
+class _Other:
+    """Another supervisor, as the registry has it."""
 
+    def __init__(self, supervisor_id: str, raw: bytes | None, turn: bytes | None) -> None:
+        self.supervisor_id = supervisor_id
+        self.raw = raw or b""
+        self.turn = turn
+        self._entry = read_entry(self.raw)
+        self.keys = keys_of_entry(self._entry)
+        self.is_garbage = bool(raw) and not self._entry
+        # A number without an entry is one of ours whose registration was cut short.
+        self.is_of_old_release = raw is not None and self.keys is None
 
-def _is_alive(pid: Any) -> bool:
-    """Whether a process of that number lives; if it is another one by now, its lease ends the wait."""
-    if not isinstance(pid, int) or not 0 < pid < 1 << 31:
-        return True
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's, or not Linux
-        return True
-    return pid != os.getpid() and state != b"Z"  # dead, and its parent has not noticed
+    @property
+    def proof(self) -> object:
+        """What moves while it lives: the last release makes no turns while it is idle, and moves its beat."""
+        return self._entry.get("beat") if self.is_of_old_release else self.turn
+
+    def is_gone_from(self, host: str) -> bool:
+        """Whether it ran on this host, and its process is gone."""
+        return self._entry.get("same_host") == host and not is_alive(self._entry.get("pid"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from wakaq.supervisor.child import Child, Death
-from wakaq.supervisor.service import Outage, Service
+from wakaq.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
 GRACE = 10.0  # seconds that the victim has to end its task
@@ -61,7 +61,7 @@ class Memory(Service):
         self.is_exceeded = False
         # This thread only.
         self._victim: Child | None = None
-        self._condemned_at = 0.0
+        self._overdue_at = 0.0
 
     def tick(self, now: float) -> float | None:
         percent = self._measure()
@@ -72,17 +72,17 @@ class Memory(Service):
         if not self.is_exceeded or not children:
             return None
         if self._victim is None:
-            self._victim, self._condemned_at = max(children, key=rss), now
+            self._victim, self._overdue_at = max(children, key=rss), now
             self._report(self._victim, percent, "is asked to stop after its task")
             self._retire(self._victim)
-        elif now - self._condemned_at >= GRACE:
+        elif now - self._overdue_at >= GRACE:
             self._report(self._victim, percent, "is killed")
             self._victim.kill(Death("it took too much memory"))
         return None
 
-    def _report(self, victim: Child, percent: float, verdict: str) -> None:
+    def _report(self, victim: Child, percent: float, what: str) -> None:
         logger.warning(
             "Memory is used to %.0f %%, the limit is %.0f %%: %s, %d MB, running %s, %s",
             *(percent, self._limit, victim, rss(victim) // 1_000_000),
-            *(victim.describe_running() or "nothing", verdict),
+            *(victim.describe_running() or "nothing", what),
         )

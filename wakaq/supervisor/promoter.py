@@ -2,21 +2,23 @@
 
 import time
 
-from wakaq.broker import Broker
-from wakaq.supervisor.service import Outage, Service
+from wakaq.store.broker import Broker
+from wakaq.store.keys import SlotGroup
+from wakaq.service import Outage, Service
 
 MOST = 1_000  # payloads in one call
 
 
 class Promoter(Service):
-    """The thread that promotes."""
+    """The thread that promotes the delayed payloads of one slot group."""
 
-    def __init__(self, broker: Broker, outage: Outage) -> None:
+    def __init__(self, broker: Broker, group: SlotGroup, outage: Outage) -> None:
         super().__init__(outage)
         self._broker = broker
+        self._group = group
 
     def tick(self, now: float) -> float | None:
-        moved, next_due = self._broker.promote(MOST)
+        moved, next_due = self._broker.promote(self._group, MOST)
         self._outage.end(now)
         if moved == MOST:
             return 0.0

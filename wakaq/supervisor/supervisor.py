@@ -5,57 +5,70 @@ import functools
 import logging
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.broker import Broker
-from wakaq.client import RedisError
-from wakaq.supervisor.autopsy import SHUTDOWN, describe_end
+from wakaq.scheduler import Scheduler
 from wakaq.supervisor.broadcast import Broadcast
-from wakaq.supervisor.child import Child, Death
+from wakaq.supervisor.child import Child, Death, State
 from wakaq.supervisor.dispatcher import Dispatcher
+from wakaq.supervisor.fork_server import Broken, Ended, Endpoints, Forked, ForkServer, Started
 from wakaq.supervisor.heartbeat import Heartbeat
-from wakaq.supervisor.lease import Lease
+from wakaq.supervisor.lease import Identity, Lease
 from wakaq.supervisor.memory import Memory, rss
 from wakaq.supervisor.promoter import Promoter
-from wakaq.supervisor.service import Mailbox, Outage, Service, crash
-from wakaq.supervisor.spawner import Spawner
+from wakaq.service import Mailbox, Outage, Service, crash
 from wakaq.supervisor.timeouts import Timeouts
+from wakaq.supervisor.worker_exit import SHUTDOWN, describe_end
 from wakaq.titles import set_title
 
 logger = logging.getLogger("wakaq.supervisor")
 
-BOOT_FAILED = 3  # exit status: workers die before they are ready
+BOOT_FAILED = 3  # exit status: workers cannot be started
+SWITCH_EVERY = 0.0005  # seconds for which one thread may keep others from running
 TITLE_EVERY = 1.0  # seconds
 EXIT_GRACE = 10.0  # seconds that a worker has to exit after its last task
 SETTLE_GRACE = 10.0  # seconds for the last settlements at shutdown, if Redis is away
+STATUS_GRACE = 1.0  # seconds between a worker's end and the fork server's word of its exit status
 STACKS_AFTER = 0.3  # seconds in which workers write their stacks
 SHORTEST_LIFE = 0.5  # seconds between two starts of one worker
-LONGEST_DELAY = 30.0  # seconds between starts of workers that die while they boot
+LONGEST_DELAY = 30.0  # seconds between starts of what dies while it starts
+FORK_WITHIN = 2.0  # seconds that the fork server has to fork a worker
+MOST_FORKING = 16  # workers at once
+IMPORT_WITHIN = 60.0  # seconds that another fork server has to import the application
+MOST_FORK_SERVERS = 5  # in a row that could not start, after which nothing heals if no worker is left
 
 
 class Supervisor:
-    """The parent process that `wakaq-worker` runs; `run` returns the exit status."""
+    """The parent process that `wakaq-worker` runs: forks its fork server when it is made.
 
-    def __init__(
-        self, app: WakaQ, path: str, more_services: Callable[[Broker, Outage], Sequence[Service]]
-    ) -> None:
+    To be made before there are other threads, and closed.
+    """
+
+    def __init__(self, app: WakaQ, path: str, *, with_scheduler: bool = False) -> None:
         # Fixed.
+        self._app = app
         self._settings = settings = app.settings
         self._path = path
-        self._spawner = Spawner(path)
-        self._broker = app.broker
 
         # Any thread.
         self._mailbox = Mailbox()
 
         # Main thread only; the list is replaced, never changed, so that others can read it.
         self._children: list[Child] = []
+        self._fork_server = ForkServer(app, path)
+        self._forking: dict[int, tuple[Endpoints, float]] = {}  # by slot, with when it was asked for
+        self._fork_server_since = 0.0  # when it was started, if it has not said yet that it can serve
+        self._failed_fork_servers = 0  # in a row
+        self._statuses: dict[int, int] = {}  # of workers that have ended, by pid
+        self._reaping: set[Child] = set()  # gone, and nobody has said yet how
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox, selectors.EVENT_READ)
+        self._selector.register(self._fork_server, selectors.EVENT_READ)
         self._has_booted = False
         self._boot_failures = 0
         self._is_draining = False
@@ -64,21 +77,26 @@ class Supervisor:
 
         # The threads.
         outage, post = Outage(), self._mailbox.post
-        self._lease = Lease(app, outage, self._describe_children)
+        broker = app.broker
         self._dispatcher = dispatcher = Dispatcher(
-            app, self._broker, outage, self._lease, lambda child: post(self._look_after, child)
+            app, outage, lambda child: post(self._look_after, child)
         )
         # Those that bring work, and end first; then those that guard it, and end last.
         self._bringing: list[Service] = [
-            Promoter(self._broker, outage),
-            Broadcast(self._broker, lambda one: dispatcher.post(dispatcher.relay, one), outage),
-            *more_services(self._broker, outage),
+            *(Promoter(broker, group, outage) for group in broker.groups),
+            Broadcast(broker, lambda one: dispatcher.post(dispatcher.broadcast, one), outage),
         ]
+        if with_scheduler:
+            self._bringing.append(Scheduler(app, broker, lambda _: None, outage))
         children = self._read_children
         self._heartbeat = Heartbeat(
             children, lambda child: dispatcher.post(dispatcher.flush_later, child), outage
         )
-        self._guarding: list[Service] = [self._lease, self._heartbeat, Timeouts(children, outage)]
+        self._guarding: list[Service] = [
+            Lease(app, self._identities, self._describe_children, outage),
+            self._heartbeat,
+            Timeouts(children, outage),
+        ]
         self._memory: Memory | None = None
         if (limit := settings.max_mem_percent) is not None:
             self._memory = Memory(
@@ -86,10 +104,17 @@ class Supervisor:
             )
             self._guarding.append(self._memory)
 
-    # -- what the children do (any thread) ---------------------------------------------------------
+    # -- read by other threads ---------------------------------------------------------------------
 
     def _read_children(self) -> list[Child]:
         return self._children
+
+    def _identities(self) -> Sequence[Identity]:
+        """Return what this supervisor is in each slot group (lease thread)."""
+        return [
+            Identity(group.registry, group.inflight.supervisor_id, group.inflight.turn_number)
+            for group in self._dispatcher.groups
+        ]
 
     def _describe_children(self) -> list[dict[str, Any]]:
         """Return what workers do, as the registry holds it (lease thread)."""
@@ -99,22 +124,23 @@ class Supervisor:
             tasks = [
                 {"name": call, "seconds": round(now - at, 1)} for _, at, call in child.running()
             ]
-            entry = {"number": child.number, "pid": child.pid, "rss": child.rss, "tasks": tasks}
+            entry = {"number": child.slot, "pid": child.pid, "rss": child.rss, "tasks": tasks}
             entries.append(entry | {"is_silent": child in self._heartbeat.silent})
         return entries
 
     # -- life --------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Supervise until a signal, or a failure that cannot heal.
+        """Supervise until a signal, or a failure that cannot heal; return the exit status.
 
         Raises:
             redis.RedisError: Redis cannot be reached at the start.
         """
-        if policy := self._broker.risk_of_eviction():
+        if policy := self._app.broker.risk_of_eviction():
             logger.warning("Redis may drop tasks: maxmemory-policy is %s, set noeviction", policy)
-        self._lease.rescue_neighbours()
-        self._dispatcher.claimer.ledger.rename(self._lease.register())
+        self._dispatcher.register()
+        # A thread that has an answer of Redis in hand must not wait for 5 ms, Python's default, until another lets it.
+        sys.setswitchinterval(SWITCH_EVERY)
         for one in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(one, lambda received, _: self._mailbox.post(self._obey, received))
         try:
@@ -123,19 +149,26 @@ class Supervisor:
                 service.start()
             logger.info("Started with %d workers for %s", self._settings.concurrency, self._path)
             self._tend()
-            for number in range(1, self._settings.concurrency + 1):
-                self._in(0.0, self._spawn, number)
-            while not (self._is_draining and not self._children):
+            for slot in range(1, self._settings.concurrency + 1):
+                self._in(0.0, self._spawn, slot)
+            while not self._is_draining or self._children or self._reaping:
                 self._step()
             self._finish()
         except BaseException:  # noqa: BLE001 - whatever it is
             crash("The supervisor")
         return self._exit_status
 
+    def close(self) -> None:
+        """End the fork server; what it has forked lives on."""
+        self._fork_server.close()
+        self._selector.close()
+
     def _step(self) -> None:
         at, ring = min(self._alarms, key=itemgetter(0))
         for key, _ in self._selector.select(max(0.0, at - time.monotonic())):
-            if key.data is not None:
+            if key.fileobj is self._fork_server:
+                self._hear_fork_server()
+            elif isinstance(key.data, Child):
                 self._selector.unregister(key.fileobj)
                 self._dispatcher.post(self._dispatcher.end_child, key.data)
         self._mailbox.work()
@@ -150,16 +183,25 @@ class Supervisor:
     def _tend(self) -> None:
         """Do what is to be done every second."""
         self._in(TITLE_EVERY, self._tend)
-        busy = sum(1 for child in self._children if child.assigned)
-        hushed = len(self._heartbeat.silent)
-        silent = f", {hushed} silent" if hushed else ""
-        workers = f"{len(self._children)} workers, {busy} busy{silent}"
-        set_title(f"wakaq-worker: supervisor {self._path} {workers}")
-        if not self._is_draining:
-            self._spawner.tend()
+        self._show()
+        now = time.monotonic()
         for child in self._children:
-            if child.stopped_at and time.monotonic() - child.stopped_at > EXIT_GRACE:
+            if child.stopped_at and now - child.stopped_at > EXIT_GRACE:
                 child.kill(Death("it did not exit"))
+        asked_at = min((at for _, at in self._forking.values()), default=now)
+        has_to = FORK_WITHIN
+        if not self._fork_server.is_started:
+            asked_at, has_to = self._fork_server_since, IMPORT_WITHIN
+        if now - asked_at > has_to and self._fork_server.is_open:
+            self._replace_fork_server("does not answer")
+
+    def _show(self) -> None:
+        """Say in the process title what the workers do."""
+        busy = sum(1 for child in self._children if child.assigned)
+        silent = len(self._heartbeat.silent)
+        more = f", {silent} silent" if silent else ""
+        workers = f"{len(self._children)} workers, {busy} busy{more}"
+        set_title(f"wakaq-worker: supervisor {self._path} {workers}")
 
     # -- signals -----------------------------------------------------------------------------------
 
@@ -167,8 +209,7 @@ class Supervisor:
         name = signal.Signals(number).name
         if number == signal.SIGUSR1:
             for child in self._children:
-                if child.is_ready:  # before, the signal would kill it
-                    child.ask_for_stacks()
+                child.ask_for_stacks()
             self._in(STACKS_AFTER, self._show_stacks)
         elif self._is_draining or number == signal.SIGQUIT:
             logger.warning("%s: stopping at once", name)
@@ -190,84 +231,158 @@ class Supervisor:
             for service in self._bringing:
                 service.stop()
             self._dispatcher.post(self._dispatcher.drain)
+            self._give_up_forking()
 
     def _kill_all(self) -> None:
         for child in self._children:
             child.kill(Death(SHUTDOWN))
 
     def _finish(self) -> None:
-        """End the threads, then leave the registry, unless something was left in flight that others have to rescue."""
-        patience, claimer = self._settings.wait_timeout + 1, self._dispatcher.claimer
-        for service in self._bringing:
-            service.join(patience)
+        """End the threads; the dispatcher's last turn leaves the registry."""
+        patience = self._settings.wait_timeout + 1
+        # What they are waiting for must not come after the last turn, to where nobody looks.
+        for thread in (*self._bringing, *self._dispatcher.wakers):
+            thread.join(patience)
         self._dispatcher.post(self._dispatcher.finish, time.monotonic() + SETTLE_GRACE)
         self._dispatcher.join()
         for service in self._guarding:
             service.stop()
         for service in self._guarding:
             service.join(patience)
-        if not claimer.ledger.is_settled:
+        if all(group.has_left for group in self._dispatcher.groups):
+            logger.info("Stopped")
+        else:
             logger.error("Redis is away: what was in flight is left to rescuers, may run twice")
-            return
-        try:
-            self._lease.leave(is_haunted=claimer.is_haunted())
-        except RedisError as error:  # it is away, or refuses
-            logger.warning("Others will have to forget this supervisor: %s", error)
-        logger.info("Stopped")
 
-    # -- workers -----------------------------------------------------------------------------------
+    # -- starting workers --------------------------------------------------------------------------
 
-    def _spawn(self, number: int) -> None:
+    def _spawn(self, slot: int) -> None:
+        """Ask for a worker, unless that has to wait."""
         if self._is_draining:
             return
-        if self._memory is not None and self._memory.is_exceeded:
-            self._in(1.0, self._spawn, number)
+        is_short_of_memory = self._memory is not None and self._memory.is_exceeded
+        is_busy = not self._fork_server.is_started or len(self._forking) >= MOST_FORKING
+        if is_short_of_memory or is_busy:
+            self._in(1.0 if is_short_of_memory else 0.02, self._spawn, slot)
             return
+        supervisor_id = self._dispatcher.groups[0].inflight.supervisor_id
         try:
-            child = self._spawner.spawn(number, self._lease.worker_id)
-        # No memory, no descriptors, or a fork server that has just died.
-        except (OSError, EOFError) as error:
-            logger.error("Worker %d cannot be forked, trying again: %s", number, error)  # noqa: TRY400 - no bug
-            self._in(1.0, self._spawn, number)
+            endpoints = self._fork_server.fork(slot, supervisor_id)
+        except OSError as error:  # no descriptors, or a fork server that is gone or reads nothing
+            logger.error("Worker %d cannot be forked, trying again: %s", slot, error)  # noqa: TRY400 - no bug
+            self._in(1.0, self._spawn, slot)
+            return
+        self._forking[slot] = endpoints, time.monotonic()
+
+    def _hear_fork_server(self) -> None:
+        try:
+            for told in self._fork_server.receive():
+                match told:
+                    case Forked(slot, pid):
+                        self._join(slot, pid)
+                    case Ended(pid, status):
+                        self._statuses[pid] = status
+                    case Started():
+                        self._failed_fork_servers = 0
+                    case Broken(reason):
+                        logger.error("The fork server cannot import the application: %s", reason)
+        except EOFError:
+            self._replace_fork_server("is gone")
+
+    def _join(self, slot: int, pid: int) -> None:
+        """Take a worker in that was forked."""
+        if slot not in self._forking:  # it was given up, and sees so by the end of its channel
+            return
+        endpoints, _ = self._forking.pop(slot)
+        try:
+            child = Child(slot, pid, endpoints)
+        except OSError as error:  # no descriptors, or it has ended already
+            logger.error("Worker %d cannot be forked, trying again: %s", slot, error)  # noqa: TRY400 - no bug
+            endpoints.close()
+            self._in(1.0, self._spawn, slot)
             return
         self._children = [*self._children, child]
-        self._selector.register(child.end_fd, selectors.EVENT_READ, child)
+        if child.end_fd is not None:
+            self._selector.register(child.end_fd, selectors.EVENT_READ, child)
         self._dispatcher.post(self._dispatcher.join_child, child)
+
+    def _replace_fork_server(self, why: str) -> None:
+        """Give up a fork server; what was asked of it is asked again of another."""
+        logger.warning("The fork server %s: starting another", why)
+        if not self._fork_server.is_started:
+            self._failed_fork_servers += 1
+        self._selector.unregister(self._fork_server)
+        self._fork_server.close(within=0.0)
+        for slot in self._give_up_forking():
+            self._in(0.0, self._spawn, slot)
+        self._start_fork_server()
+
+    def _start_fork_server(self) -> None:
+        if self._failed_fork_servers >= MOST_FORK_SERVERS and not self._children:
+            self._stop_for_good("No fork server can be started, and no worker is left: stopping")
+        if self._is_draining:
+            return
+        try:
+            self._fork_server.restart()
+        except OSError as error:  # no process, or no descriptors
+            logger.error("No fork server can be started: %s", error)  # noqa: TRY400 - no bug
+            self._failed_fork_servers += 1
+            self._in(1.0, self._start_fork_server)
+            return
+        self._fork_server_since = time.monotonic()
+        self._selector.register(self._fork_server, selectors.EVENT_READ)
+
+    def _give_up_forking(self) -> list[int]:
+        """Forget what was asked of the fork server; returns the slots."""
+        slots = list(self._forking)
+        for endpoints, _ in self._forking.values():
+            endpoints.close()
+        self._forking = {}
+        return slots
+
+    def _stop_for_good(self, why: str) -> None:
+        logger.critical(why)
+        self._exit_status = BOOT_FAILED
+        self._drain()
+        self._kill_all()
+
+    # -- the end of workers ------------------------------------------------------------------------
 
     def _look_after(self, child: Child) -> None:
         """See to a worker that the dispatcher has changed."""
-        if child not in self._children:  # it was told of before, and buried then
-            return
-        if child.is_ready:
+        if child.state is State.GONE:
+            self._reap(child, time.monotonic() + STATUS_GRACE)
+        elif child.has_served:
             self._has_booted, self._boot_failures = True, 0
-        if child.is_gone:
-            self._bury(child)
-        elif child.needs_successor and not child.has_successor:
-            child.has_successor = True
-            self._in(0.0, self._spawn, child.number)
 
-    def _bury(self, child: Child) -> None:
-        """Reap a worker, and see to its replacement."""
-        self._children = [other for other in self._children if other is not child]
-        with contextlib.suppress(KeyError):  # its end was seen before
-            self._selector.unregister(child.end_fd)
-        status = child.reap()
+    def _reap(self, child: Child, deadline: float) -> None:
+        """Say how a worker ended, once the fork server has told, and see to its replacement."""
+        if child in self._children:
+            self._children = [other for other in self._children if other is not child]
+            self._reaping.add(child)
+            with contextlib.suppress(KeyError, ValueError):  # its end was seen before
+                self._selector.unregister(child.end_fd)
+            child.reap()
+        status = self._statuses.pop(child.pid, None)
+        if status is None and time.monotonic() < deadline and self._fork_server.is_started:
+            self._in(0.02, self._reap, child, deadline)
+            return
+        self._reaping.discard(child)
         if child.boot_failure:
             logger.error("%s cannot start: %s", child, child.boot_failure)
-        level = logging.WARNING if status or child.victims else logging.INFO
+        level = logging.WARNING if status or child.was_running else logging.INFO
         logger.log(level, "%s", describe_end(child, status))
-        if self._is_draining or child.has_successor:
-            return
-        if child.is_ready:
+        if not self._is_draining:
+            self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        if child.has_served:
             lived = time.monotonic() - child.spawned_at
-            self._in(max(0.0, SHORTEST_LIFE - lived), self._spawn, child.number)
+            self._in(max(0.0, SHORTEST_LIFE - lived), self._spawn, child.slot)
         elif self._has_booted:
             delay = min(2.0**self._boot_failures, LONGEST_DELAY)
             self._boot_failures += 1
-            logger.error("Worker %d died while it started, next try in %.0f s", child.number, delay)
-            self._in(delay, self._spawn, child.number)
+            logger.error("Worker %d died while it started, next try in %.0f s", child.slot, delay)
+            self._in(delay, self._spawn, child.slot)
         else:
-            logger.critical("Workers cannot start, see above: stopping")
-            self._exit_status = BOOT_FAILED
-            self._drain()
-            self._kill_all()
+            self._stop_for_good("Workers cannot start, see above: stopping")

@@ -8,19 +8,19 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 
-from wakaq.letters import HARD_TIMEOUT
+from wakaq.store.dead_letter import Reason
 from wakaq.supervisor.child import Child, Death
-from wakaq.supervisor.service import Outage, Service
+from wakaq.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
 
 
 def overdue(child: Child, now: float) -> tuple[int, float] | None:
-    """Return slot and hard deadline of a task past it, or None."""
-    for slot in (child.progress.slot, *list(child.async_slots)):
-        deadline = child.progress.hard_deadlines[slot] if slot >= 0 else 0.0
+    """Return row and hard deadline of a task past it, or None."""
+    for row in (child.progress.row, *list(child.async_rows)):
+        deadline = child.progress.hard_deadlines[row] if row >= 0 else 0.0
         if 0.0 < deadline <= now:
-            return slot, deadline
+            return row, deadline
     return None
 
 
@@ -33,10 +33,10 @@ class Timeouts(Service):
         super().__init__(outage)
         self._children = children
         # This thread only. Child -> the task that is to be killed with it, while the stacks are being written.
-        self._condemned: dict[Child, tuple[int, float]] = {}
+        self._overdue: dict[Child, tuple[int, float]] = {}
 
     def tick(self, now: float) -> float | None:
-        condemned: dict[Child, tuple[int, float]] = {}
+        overdue_now: dict[Child, tuple[int, float]] = {}
         for child in self._children():
             if 0.0 < child.progress.soft_deadline <= now:
                 # The worker's handler looks at the deadline again, so a signal that comes late hits nothing.
@@ -44,18 +44,18 @@ class Timeouts(Service):
             task = overdue(child, now)
             if task is None:
                 continue
-            if self._condemned.get(child) == task:
+            if self._overdue.get(child) == task:
                 self._kill(child, task, now)
             else:  # it has until the next tick to write its stacks
                 child.ask_for_stacks()
-                condemned[child] = task
-        self._condemned = condemned
+                overdue_now[child] = task
+        self._overdue = overdue_now
         return None
 
     def _kill(self, child: Child, task: tuple[int, float], now: float) -> None:
-        slot, deadline = task
+        row, deadline = task
         running = {one: (began, call) for one, began, call in child.running()}
-        began, call = running.get(slot, (now, "a task"))
+        began, call = running.get(row, (now, "a task"))
         stacks = child.read_stacks()
         if overdue(child, now) != task:  # it ended just now
             return
@@ -63,4 +63,4 @@ class Timeouts(Service):
             "%s is killed: %s ran into its hard timeout after %.1f s. It was at:\n%s",
             *(child, call, now - began, stacks),
         )
-        child.kill(Death(HARD_TIMEOUT, slot, deadline, stacks))
+        child.kill(Death(Reason.HARD_TIMEOUT, row, deadline, stacks))

@@ -1,7 +1,7 @@
-"""Runs async tasks on the worker's event loop, many at once. Not for sync tasks, which it never waits for.
+"""Runs async tasks on the worker's event loop, many at once.
 
-It is given more than may run at once, and so need not wait for the next ones. Hard timeouts are the supervisor's; a soft
-one cancels the one task.
+Not for sync tasks, which it never waits for. It is given more than may run at once, and so need not
+wait for the next ones. Hard timeouts are the supervisor's; a soft one cancels the one task.
 """
 
 import asyncio
@@ -13,19 +13,21 @@ from contextvars import copy_context
 from functools import cached_property
 
 from wakaq.errors import SoftTimeout
-from wakaq.frames import SLOTS, STARTED
+from wakaq.hooks import AnyTask, acomplete, arun_between
 from wakaq.log import current
 from wakaq.message import Message
-from wakaq.settings import Policy
-from wakaq.worker.executor import Executor, Found, Item
-from wakaq.worker.verdict import caused_by, failed
-from wakaq.wrapping import AnyTask
+from wakaq.progress import ROWS, STARTED
+from wakaq.worker.assignments import Assignments, Found, Item
+from wakaq.worker.outcome import caused_by, failed
 
 logger = logging.getLogger("wakaq.worker")
 
 
 class EventLoop:
-    """The loop of tasks and hooks: what they open, such as a pool of connections, belongs to one loop."""
+    """The loop of tasks and hooks.
+
+    One for both, since what they open, such as a pool of connections, belongs to one loop.
+    """
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -38,30 +40,28 @@ class EventLoop:
         while True:
             try:
                 loop.run_forever()
-            # Broad: what a task has started by itself may call sys.exit(), which asyncio lets through to here.
+            # Broad: what a task has started by itself may call sys.exit(), which asyncio lets
+            # through to here.
             except BaseException:
                 logger.exception("An asyncio task tried to end the event loop")
 
     def complete(self, result: object) -> None:
         """Wait for what a hook returned, if that is an awaitable (main thread)."""
         if inspect.isawaitable(result):
-            asyncio.run_coroutine_threadsafe(_completed(result), self.loop).result()
-
-
-async def _completed(result: object) -> None:
-    if inspect.isawaitable(result):
-        await result
+            asyncio.run_coroutine_threadsafe(acomplete(result), self.loop).result()
 
 
 class AsyncRunner:
-    """Runs what is in the executor's async backlog; all but `wake` is for the event loop's thread."""
+    """Runs what is in the async backlog; all but `wake` is for the event loop's thread."""
 
-    def __init__(self, executor: Executor, loop: asyncio.AbstractEventLoop) -> None:
-        self._executor = executor
-        self._app = executor.app
+    def __init__(self, assignments: Assignments, loop: asyncio.AbstractEventLoop) -> None:
+        self._assignments = assignments
+        self._app = assignments.app
+        self._progress = assignments.progress
         self._loop = loop
-        self._limit = self._app.settings.async_concurrency or SLOTS
-        # As the hooks of the worker's start left it; not as a sync task may, in whose thread a message can arrive.
+        self._limit = self._app.settings.async_concurrency or ROWS
+        # As the hooks of the worker's start left it; not as a sync task may, in whose thread a
+        # message can arrive.
         self._context = copy_context()
         self._is_round_due = False
 
@@ -70,58 +70,56 @@ class AsyncRunner:
         self._loop.call_soon_threadsafe(self._round, context=self._context)
 
     def _round(self) -> None:
-        """Report together what has returned since the last round, and start as many of those that wait."""
+        """Report together what has returned since the last round, and start others instead."""
         self._is_round_due = False
-        executor = self._executor
-        executor.flush()
-        while len(executor.running_async) < self._limit:
+        assignments = self._assignments
+        assignments.flush()
+        while len(assignments.running_async) < self._limit:
             try:
-                item = executor.async_backlog.popleft()
+                item = assignments.async_backlog.popleft()
             except IndexError:
                 break
-            if found := executor.find(item, is_async=True):
+            if found := assignments.find(item, is_async=True):
                 process, name = self._process(item, found), found[0].name
                 task = self._loop.create_task(process, name=name, context=self._context.copy())
-                executor.running_async[item[0]] = task
+                assignments.running_async[item.row] = task
 
     async def _process(self, item: Item, found: Found) -> None:
-        executor, progress, slot = self._executor, self._executor.progress, item[0]
-        message, _, policy = found
+        """Run one message to its end, in a context of its own."""
+        assignments, progress, row = self._assignments, self._progress, item.row
+        message, task, policy = found
         current.set(message)
         if policy.hard_timeout:
-            progress.hard_deadlines[slot] = time.monotonic() + policy.hard_timeout
-        progress.states[slot] = STARTED
-        error = await self._call(*found)
-        progress.hard_deadlines[slot] = 0.0
-        del executor.running_async[slot]
+            progress.hard_deadlines[row] = time.monotonic() + policy.hard_timeout
+        progress.states[row] = STARTED
+        error = await self._run(task, message, policy.soft_timeout)
+        progress.hard_deadlines[row] = 0.0
+        del assignments.running_async[row]
         if error is None:
-            executor.finished(slot)
+            assignments.finish(row)
         else:
-            executor.settle(slot, failed(item[-1], message, policy, error, executor.name))
+            settlement = failed(item.payload, message, policy, error, assignments.worker)
+            assignments.settle(row, settlement)
         if not self._is_round_due:
             self._is_round_due = True
             self._loop.call_soon(self._round, context=self._context)
 
-    async def _call(self, message: Message, task: AnyTask, policy: Policy) -> BaseException | None:
-        """Run a task with its hooks, and cancel it at its soft timeout; returns what it raised."""
-        limit = asyncio.timeout(policy.soft_timeout)
-        error: BaseException | None = None
-        try:
-            for hook in self._app.before_task_started_hooks:
-                await _completed(hook())
+    async def _run(
+        self, task: AnyTask, message: Message, soft_timeout: float | None
+    ) -> BaseException | None:
+        """Run a task between its hooks; cancel it at its soft timeout; return what it raised."""
+        app, limit = self._app, asyncio.timeout(soft_timeout)
+
+        async def call() -> None:
             async with limit:
-                await self._app.callable_for(task)(*message.args, **message.kwargs)
-        # Broad, and wider than Exception: whatever a task raises is that task's, and the loop goes on with the others.
-        except BaseException as caught:  # noqa: BLE001
-            error = caught
-            # One that caught the cancellation and went on may still return, or fail for a reason of its own.
-            if limit.expired() and caused_by(caught, asyncio.CancelledError):
-                error = SoftTimeout("the task ran into its soft timeout")
-                error.__cause__ = caught
-        for hook in self._app.after_task_finished_hooks:
-            try:
-                await _completed(hook())
-            # The latter if the task cancelled itself, and returned.
-            except (Exception, asyncio.CancelledError):
-                logger.exception("after_task_finished hook %s failed", hook)
+                await app.callable_for(task)(*message.args, **message.kwargs)
+
+        before, after = app.before_task_started_hooks, app.after_task_finished_hooks
+        error = await arun_between(before, call, after)
+        # One that caught the cancellation and went on may still return, or fail for a reason of its
+        # own.
+        if limit.expired() and caused_by(error, asyncio.CancelledError):
+            soft = SoftTimeout("the task ran into its soft timeout")
+            soft.__cause__ = error
+            return soft
         return error

@@ -1,0 +1,206 @@
+-- One turn of a supervisor: settles what its workers report, then claims what they can take next.
+-- A turn happens once, however often it is sent: it carries its number and the token that the turn before was
+-- answered with, and the server remembers number, token and what it gave.
+--
+-- KEYS[1]  hash, supervisor id -> 'number token gave' of its last turn
+-- KEYS     then six a queue: queue (list), head (list), in flight (hash), delayed (zset), dead letters (list),
+--          stats (hash); operations name a queue by its place, 0 for the first
+-- ARGV[1]  supervisor id             ARGV[2]  number of this turn      ARGV[3]  token of the turn before
+-- ARGV[4]  how many to claim, most   ARGV[5]  the number that the first of them is to have
+-- ARGV     then operations, each with a queue:
+--   ack       queue n (from to)*n             done: these ranges of numbers
+--   requeue   queue number                    back to the front, as it is
+--   redeliver queue number payload            back to the front, as a new payload
+--   retry     queue number payload            to the end, as a new payload
+--   delay     queue number payload seconds    due in that time, as a new payload
+--   dead      queue number letter kept        a dead letter, of which so many are kept
+--
+-- Returns nil if the turn is not the next one: the supervisor is evicted. Else one string, which costs a client much
+-- less than a list: numbers up to a newline, then texts. The numbers are the token, how many settlements failed and
+-- which (1 for the first operation), then for each group of texts: the place of a queue, the first number, how many
+-- texts, and their lengths. Texts of place -1 are errors.
+--
+-- A script is not rolled back. So every move writes before it removes, and what could not be pushed stays in flight,
+-- under its number, and is reported: one broken key holds up its own queue and no other.
+
+local QUEUE, HEAD, INFLIGHT, DELAYED, DEAD, STATS = 0, 1, 2, 3, 4, 5
+local CHUNK = 1000 -- what `unpack` can take is limited
+local supervisor_id, number, token = ARGV[1], ARGV[2], ARGV[3]
+local want, next_number = tonumber(ARGV[4]), tonumber(ARGV[5])
+
+local state = redis.call('HGET', KEYS[1], supervisor_id)
+if not state then return false end
+local last_number, last_token, given = string.match(state, '^(%d+) (%d+) ?(.*)$')
+local is_repeated = last_number == number
+if not is_repeated and (tonumber(last_number) ~= tonumber(number) - 1 or last_token ~= token) then
+  return false
+end
+
+local groups, texts, errors, failed = {}, {''}, {}, {}
+local function key(place, kind) return KEYS[2 + 6 * place + kind] end
+
+local function give(place, first, payloads)
+  groups[#groups + 1] = place
+  groups[#groups + 1] = first
+  groups[#groups + 1] = #payloads
+  for _, payload in ipairs(payloads) do
+    groups[#groups + 1] = #payload
+    texts[#texts + 1] = payload
+  end
+end
+
+-- Runs a command and returns its reply; of an error it takes note, and returns nil.
+local function try(command, name, ...)
+  local reply = redis.pcall(command, name, ...)
+  if type(reply) == 'table' and reply.err then
+    errors[#errors + 1] = name .. ': ' .. reply.err
+    return nil
+  end
+  return reply
+end
+
+local function count(place, field, n)
+  if n > 0 then try('HINCRBY', key(place, STATS), field, n) end
+end
+
+local function acknowledge(place, from, to)
+  for start = from, to, CHUNK do
+    local numbers = {}
+    for i = start, math.min(start + CHUNK - 1, to) do numbers[#numbers + 1] = i end
+    count(place, 'done', try('HDEL', key(place, INFLIGHT), unpack(numbers)) or 0)
+  end
+end
+
+-- Pushes somewhere else what is still in flight under this number.
+local function move(place, sequence, new, push, field)
+  local payload = try('HGET', key(place, INFLIGHT), sequence)
+  if not payload then return true end -- it is somebody else's by now
+  if not push(new or payload) then return false end
+  redis.call('HDEL', key(place, INFLIGHT), sequence)
+  if field then count(place, field, 1) end
+  return true
+end
+
+-- The operations: whether one succeeded, and how many arguments it has behind its queue.
+local operations = {
+  ack = function(place, at)
+    local n = tonumber(ARGV[at])
+    for i = 1, n do acknowledge(place, tonumber(ARGV[at + 2 * i - 1]), tonumber(ARGV[at + 2 * i])) end
+    return true, 1 + 2 * n
+  end,
+  requeue = function(place, at)
+    local function push(payload) return try('LPUSH', key(place, QUEUE), payload) end
+    return move(place, ARGV[at], nil, push), 1
+  end,
+  redeliver = function(place, at)
+    local function push(payload) return try('LPUSH', key(place, QUEUE), payload) end
+    return move(place, ARGV[at], ARGV[at + 1], push, 'redelivered'), 2
+  end,
+  retry = function(place, at)
+    local function push(payload) return try('RPUSH', key(place, QUEUE), payload) end
+    return move(place, ARGV[at], ARGV[at + 1], push, 'retried'), 2
+  end,
+  delay = function(place, at)
+    local now, seconds = redis.call('TIME'), ARGV[at + 2]
+    local due = string.format('%.6f', now[1] + now[2] / 1e6 + seconds)
+    local function push(payload) return try('ZADD', key(place, DELAYED), due, payload) end
+    return move(place, ARGV[at], ARGV[at + 1], push, 'retried'), 3
+  end,
+  dead = function(place, at)
+    local kept = tonumber(ARGV[at + 2])
+    local function push(letter)
+      if kept == 0 then return true end
+      if not try('LPUSH', key(place, DEAD), letter) then return false end
+      redis.call('LTRIM', key(place, DEAD), 0, kept - 1)
+      return true
+    end
+    return move(place, ARGV[at], ARGV[at + 1], push, 'dead'), 3
+  end,
+}
+
+local function settle(is_done)
+  local at, index = 6, 0
+  while at <= #ARGV do
+    local name, place = ARGV[at], tonumber(ARGV[at + 1])
+    index = index + 1
+    local is_settled, size
+    if is_done then -- executed before: a settlement failed if its number is still there
+      size = name == 'ack' and 1 + 2 * tonumber(ARGV[at + 2])
+        or (name == 'requeue' and 1 or ((name == 'redeliver' or name == 'retry') and 2 or 3))
+      is_settled = name == 'ack' or redis.pcall('HEXISTS', key(place, INFLIGHT), ARGV[at + 2]) ~= 1
+    else
+      is_settled, size = operations[name](place, at + 2)
+    end
+    if not is_settled then failed[#failed + 1] = index end
+    at = at + 2 + size
+  end
+end
+
+-- Claims from one list of a queue, a chunk at a time; returns whether the list is empty now.
+local function claim_from(place, list, memory)
+  while want > 0 do
+    local payloads = try('LRANGE', list, 0, math.min(want, CHUNK) - 1)
+    if not payloads or #payloads == 0 then return end
+    local pairs_ = {}
+    for i, payload in ipairs(payloads) do
+      pairs_[2 * i - 1], pairs_[2 * i] = next_number + i - 1, payload
+    end
+    if not try('HSET', key(place, INFLIGHT), unpack(pairs_)) then return end
+    redis.call('LTRIM', list, #payloads, -1)
+    give(place, next_number, payloads)
+    memory[#memory + 1] = place .. ':' .. next_number .. ':' .. #payloads
+    want, next_number = want - #payloads, next_number + #payloads
+  end
+end
+
+local function execute()
+  settle(false)
+  local memory = {}
+  local place = 0
+  while want > 0 and key(place, QUEUE) do
+    claim_from(place, key(place, HEAD), memory)
+    claim_from(place, key(place, QUEUE), memory)
+    place = place + 1
+  end
+  if #memory > 0 then
+    redis.call('HSET', KEYS[1], supervisor_id, number .. ' ' .. token .. ' ' .. table.concat(memory, ' '))
+  end
+end
+
+local function answer_again()
+  settle(true)
+  for place, first, n in string.gmatch(given, '(%d+):(%d+):(%d+)') do
+    for start = 0, n - 1, CHUNK do
+      local numbers = {}
+      for i = start, math.min(start + CHUNK, n) - 1 do numbers[#numbers + 1] = first + i end
+      local payloads = redis.call('HMGET', key(place, INFLIGHT), unpack(numbers))
+      -- What is not there any more was taken from us by hand: claimed is what is left.
+      for i, payload in ipairs(payloads) do
+        if payload then give(place, numbers[i], {payload}) end
+      end
+    end
+  end
+end
+
+if is_repeated then
+  token = last_token
+  answer_again()
+else
+  -- A write that frees memory comes first: after it, a server that is out of memory lets the script write to its end,
+  -- and so lets acks make room.
+  redis.call('HDEL', KEYS[1], '')
+  local now = redis.call('TIME')
+  token = string.format('%d%06d', now[1], now[2])
+  redis.call('HSET', KEYS[1], supervisor_id, number .. ' ' .. token)
+  local is_executed, err = pcall(execute)
+  if not is_executed then -- not half a turn: the supervisor registers anew, and adopts what it has
+    redis.call('HDEL', KEYS[1], supervisor_id)
+    return redis.error_reply(type(err) == 'table' and err.err or tostring(err))
+  end
+end
+
+give(-1, 0, errors)
+local head = {token, #failed}
+for _, index in ipairs(failed) do head[#head + 1] = index end
+texts[1] = table.concat(head, ' ') .. ' ' .. table.concat(groups, ' ') .. '\n'
+return table.concat(texts) -- made once: the server hashes each string that a script makes

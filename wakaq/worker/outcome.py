@@ -1,0 +1,163 @@
+"""Decides what becomes of a claimed payload whose task did not just return.
+
+All of the policy of retries and redeliveries is here, for whoever meets it: a worker, the
+supervisor of a worker that died, whoever rescues what a dead supervisor had, and a worker without
+supervisor. Not for carrying it out: a turn does that. Nothing here talks to Redis or changes
+anything; what is given up, and a task that failed, is logged.
+
+====================  ========================  ==================================================
+what happened         function                  settlement
+====================  ========================  ==================================================
+not a message         `malformed`               DEAD
+no such task here     `unknown`                 DELAY with `redelivered` + 1; too often: DEAD
+redelivered too much  `exhausted`               DEAD, before it runs
+it raised             `failed`                  RETRY or DELAY with `retry` + 1; DEAD without a
+                                                retry left, or if it is not to be retried
+its worker died       `died`                    REDELIVER with `redelivered` + 1; too often: DEAD
+hard timeout          `hard_timeout`            DEAD
+its supervisor died   `rescued` (a payload)     pushed to the front with `redelivered` + 1
+====================  ========================  ==================================================
+"""
+
+import logging
+import traceback
+from random import getrandbits
+
+from wakaq.errors import NotAMessage, SoftTimeout
+from wakaq.message import Message, recount
+from wakaq.settings import Policy
+from wakaq.store.dead_letter import DeadLetter, Reason
+from wakaq.store.settlement import REQUEUE, Action, Settlement
+
+logger = logging.getLogger("wakaq.worker")
+UNKNOWN_DELAY = 30.0  # seconds until a task that this release does not know is tried again
+
+
+# -- before it runs --------------------------------------------------------------------------------
+
+
+def malformed(payload: bytes, error: Exception, worker: str) -> Settlement:
+    """Settle a payload that is no message."""
+    logger.error("A payload is no message, and becomes a dead letter: %s: %r", error, payload[:200])
+    return _dead(payload, Reason.NOT_A_MESSAGE, str(error), worker)
+
+
+def unknown(payload: bytes, message: Message, max_redeliveries: int, worker: str) -> Settlement:
+    """Settle a message whose task is not registered here: a newer release may know it."""
+    if message.redelivered >= max_redeliveries:
+        logger.error("Task %s is unknown, and becomes a dead letter", message.name)
+        return _dead(payload, Reason.UNKNOWN_TASK, "", worker)
+    logger.warning("Task %s is unknown: trying again in %.0f s", message.name, UNKNOWN_DELAY)
+    return _again(recount(payload, redelivered=message.redelivered + 1), UNKNOWN_DELAY)
+
+
+def exhausted(payload: bytes, message: Message, worker: str) -> Settlement:
+    """Settle a message that was redelivered more often than allowed.
+
+    Its supervisor or its machine died under it. These could not give it up, and whoever rescues it
+    only counts.
+    """
+    text = f"its worker, or its machine, died {message.redelivered} times"
+    logger.error("Task %s becomes a dead letter: %s", message.name, text)
+    return _dead(payload, Reason.REDELIVERED, text, worker)
+
+
+def is_suspect(payload: bytes) -> bool:
+    """Whether a worker or a supervisor has died under this payload.
+
+    Costs almost nothing for a payload without the key.
+    """
+    if b'"redelivered"' not in payload:
+        return False
+    try:
+        return Message.decode(payload).redelivered > 0
+    except NotAMessage:  # whoever runs it makes a dead letter of it
+        return False
+
+
+# -- after it ran ----------------------------------------------------------------------------------
+
+
+def failed(
+    payload: bytes, message: Message, policy: Policy, error: BaseException, worker: str
+) -> Settlement:
+    """Settle a message whose task raised; logs it with its traceback."""
+    kinds = (type(error), SoftTimeout) if caused_by(error, SoftTimeout) else (type(error),)
+    reason = Reason.SOFT_TIMEOUT if SoftTimeout in kinds else Reason.RAISED
+    name, retry, most = message.name, message.retry + 1, policy.max_retries
+    if retry <= most and any(issubclass(kind, policy.retry_on) for kind in kinds):
+        delay = _delay_before(policy, retry)
+        text = "Task %s failed (%s), retry %d of %d in %.1f s"
+        logger.warning(text, name, reason, retry, most, delay, exc_info=error)
+        return _again(recount(payload, retry=retry), delay)
+    logger.error("Task %s failed (%s), and becomes a dead letter", name, reason, exc_info=error)
+    return _dead(payload, reason, "".join(traceback.format_exception(error)), worker)
+
+
+# -- when its process died -------------------------------------------------------------------------
+
+
+def died(payload: bytes, max_redeliveries: int, cause: str, worker: str) -> Settlement:
+    """Settle a payload whose worker died while it ran; `cause` says how, for people."""
+    try:
+        message = Message.decode(payload)
+    except NotAMessage:  # a bug, as a worker had decoded it; but it must not end the supervisor
+        return REQUEUE
+    redelivered = message.redelivered + 1
+    if redelivered > max_redeliveries:
+        text = f"{cause}, {redelivered} times in all"
+        logger.error("Task %s becomes a dead letter: %s", message.name, text)
+        return _dead(payload, Reason.REDELIVERED, text, worker)
+    return Settlement(Action.REDELIVER, recount(payload, redelivered=redelivered))
+
+
+def hard_timeout(payload: bytes, stacks: str, worker: str) -> Settlement:
+    """Settle a payload whose worker is killed because it ran past its hard timeout.
+
+    Whoever kills logs it: it knows for how long the task ran.
+    """
+    return _dead(payload, Reason.HARD_TIMEOUT, stacks, worker)
+
+
+def rescued(payload: bytes) -> bytes:
+    """Return what a dead supervisor's payload is once it was rescued."""
+    try:
+        return recount(payload, redelivered=Message.decode(payload).redelivered + 1)
+    except NotAMessage:  # whoever runs it makes a dead letter of it
+        return payload
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _dead(payload: bytes, reason: Reason, text: str, worker: str) -> Settlement:
+    return Settlement(Action.DEAD, DeadLetter(payload, reason, text, worker).encode())
+
+
+def _again(payload: bytes, delay: float) -> Settlement:
+    if not delay:
+        return Settlement(Action.RETRY, payload)
+    # Delayed payloads are members of a set, in which two equal calls that both failed would become
+    # one: white space at its end makes this one equal no other.
+    unique = f"{getrandbits(64):064b}".replace("0", " ").replace("1", "\t")
+    return Settlement(Action.DELAY, payload + unique.encode(), delay)
+
+
+def _delay_before(policy: Policy, retry: int) -> float:
+    try:
+        return policy.delay_before(retry)
+    # Broad: the application's own function must not turn a retry into a loss.
+    except Exception:
+        logger.exception("retry_delay failed: trying again at once")
+        return 0.0
+
+
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error is, or was raised while handling, one of a kind."""
+    seen: set[int] = set()  # a chain may be a ring
+    while error is not None and id(error) not in seen:
+        if isinstance(error, kind):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
