@@ -1,4 +1,4 @@
-"""What the package promises about itself: who may import what, where a task's way leads, and that its README is true."""
+"""What the package promises about itself: who may import what, which way a task goes, and more."""
 
 import ast
 import re
@@ -24,9 +24,9 @@ DOORS = {
     "click": "cli.py",
 }
 
-# The reading paths: what one reads, in this order, to follow what happens. By the section of `docs/how-it-works.md` that
-# tells it, which names these files in this order, as they are spelled here; a file that comes again is named at least
-# once, and no other file of the package is named there.
+# The reading paths: what one reads, in this order, to follow what happens. Each is told by the
+# section of `docs/how-it-works.md` of this title. It names the same files, spelled as here, in the
+# same order (a file that comes again need not be named again), and no other file of the package.
 PATHS = {
     "A task's way": [
         "task.py:Task.delay",

@@ -62,7 +62,7 @@ class Progress:
         return int(self._words[1])
 
     def begin(self, row: int, now: float, soft: float | None, hard: float | None) -> None:
-        """Note the start of a sync task; limits in seconds."""
+        """Note the start of a sync task; limits in seconds. Between tasks there are none."""
         words = self._words
         self.states[row] = STARTED
         if hard:
@@ -73,10 +73,13 @@ class Progress:
         if soft:
             words[3] = now + soft
 
-    def end(self, row: int = -1) -> None:
-        """Note that no sync task is running.
+    def end(self, row: int | None = None) -> None:
+        """Note that no sync task is running: that of a row has ended, or none has begun yet.
 
-        The deadline goes first, so that it is never found with the next task's row.
+        The deadlines go first, so that they are never found with the next task in this row, or with
+        the next task's row.
         """
+        if row is not None:
+            self.hard_deadlines[row] = 0.0
         self._words[3] = 0.0
         self._words[1] = -1.0

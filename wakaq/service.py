@@ -1,4 +1,7 @@
-"""What the supervisor's threads have in common: a tick, a mailbox, and one log of outages. Not for what they do."""
+"""What the supervisor's threads have in common: a tick, a mailbox, and one log of outages.
+
+Not for what they do.
+"""
 
 import contextlib
 import logging
@@ -33,7 +36,7 @@ def give_up(reason: str, status: int) -> NoReturn:
 
 
 class Outage:
-    """Tells the log once when Redis goes away and once when it is back, for all threads together."""
+    """Tells the log once when Redis goes away and once when it is back, for all threads."""
 
     def __init__(self) -> None:
         # Any thread, under _lock.
@@ -45,19 +48,21 @@ class Outage:
         """Note that a call has failed."""
         with self._lock:
             self._failed_at = time.monotonic()
-            is_first, self._began_at = self._began_at is None, self._began_at or self._failed_at
+            is_first = self._began_at is None
+            if is_first:
+                self._began_at = self._failed_at
         if is_first:
             logger.warning("Redis is away, will go on trying: %s", error)
 
     def end(self, called_at: float) -> None:
         """Note that a call that was made at `called_at` has succeeded."""
-        if self._began_at is None:
-            return
         with self._lock:
-            # Not at the first success: a server may serve some calls and fail others, as when it is full.
-            if self._began_at is None or called_at <= self._failed_at + QUIET:
+            began_at = self._began_at
+            # Not at the first success: a server may serve some calls and fail others, as when it is
+            # full.
+            if began_at is None or called_at <= self._failed_at + QUIET:
                 return
-            lasted, self._began_at = self._failed_at - self._began_at, None
+            lasted, self._began_at = self._failed_at - began_at, None
         logger.warning("Redis is back after %.1f s", lasted)
 
 
@@ -94,7 +99,9 @@ class Mailbox:
 
 
 class Service(threading.Thread):
-    """A supervised thread that calls `tick` until stopped; a tick that fails is logged, and the next one comes.
+    """A supervised thread that calls `tick` until stopped.
+
+    A tick that fails is logged, and the next one comes.
 
     Subclasses implement `tick`, which does one iteration and neither loops nor sleeps.
     """
@@ -108,7 +115,10 @@ class Service(threading.Thread):
         self._stopping = threading.Event()
 
     def tick(self, now: float) -> float | None:
-        """Do one iteration at the monotonic time `now`; returns the seconds until the next, None for `interval`."""
+        """Do one iteration at the monotonic time `now`.
+
+        Returns the seconds until the next, None for `interval`.
+        """
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -122,8 +132,8 @@ class Service(threading.Thread):
             try:
                 wait = self.tick(now)
                 failures = 0
-            # Broad: one bad tick, be it a bug or a key that someone overwrote, must not end the thread that guards a
-            # fleet.
+            # Broad: one bad tick, be it a bug or a key that someone overwrote, must not end the
+            # thread that guards a fleet.
             except Exception as error:  # noqa: BLE001
                 wait = self._fail(error, failures)
                 failures += 1

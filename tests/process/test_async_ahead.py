@@ -3,16 +3,11 @@
 A real worker process, with the test at the supervisor's end of its pipe.
 """
 
-import contextlib
 import json
-import multiprocessing
-import os
-import subprocess
-import sys
 
 import pytest
 
-from wakaq.channel import Assign, Channel, Done, Ready, Recall, Recalled, Stop
+from wakaq.channel import Done, Recall, Recalled, Stop
 
 APP = """
 import asyncio, os
@@ -51,53 +46,19 @@ async def open_gates():
         if found:
             event(found[1].decode()).set()
 """
-START = """
-import os, sys, tempfile
-from multiprocessing.connection import Connection
-from wakaq.progress import SIZE
-from wakaq.worker.main import main
-
-import app
-progress, stacks = tempfile.TemporaryFile(), tempfile.TemporaryFile("a+b")
-os.ftruncate(progress.fileno(), SIZE)
-files = os.dup(progress.fileno()), os.dup(stacks.fileno())
-main(app.wakaq, 1, "me", Connection(int(sys.argv[1])), *files)
-"""
 
 
 class Worker:
-    """A worker process; messages are assigned to it by row, and have the next number in Redis."""
+    """The worker, to which messages are assigned by the name of their task."""
 
-    def __init__(self, directory):
-        ours, theirs = multiprocessing.Pipe()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", START, str(theirs.fileno())],
-            cwd=directory,
-            pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": str(directory)},
-        )
-        theirs.close()
-        self._channel = Channel(ours, is_blocking=False)
-        self._frames = []
+    def __init__(self, worker):
+        self._worker = worker
+        self.process, self.send, self.hear = worker.process, worker.send, worker.hear
+        self.leave = worker.leave
 
     def assign(self, name, rows, *args, is_urgent=False):
-        payloads = [payload(name, row, *args) for row in rows]
-        queue, numbers = (-1, [0]) if is_urgent else (1, [row + 1 for row in rows])
-        self._channel.send(Assign("me", queue, list(rows), numbers, payloads, is_urgent))
-
-    def send(self, frame):
-        self._channel.send(frame)
-
-    def hear(self, eventually, kind):
-        """Return the next frame of a kind; the others stay for later."""
-
-        def has_come():
-            self._frames += self._channel.receive()
-            return [frame for frame in self._frames if isinstance(frame, kind)] or False
-
-        frame = eventually(has_come, within=10)[0]
-        self._frames.remove(frame)
-        return frame
+        payloads = {row: payload(name, row, *args) for row in rows}
+        self._worker.assign(payloads, queue=-1 if is_urgent else 1, is_urgent=is_urgent)
 
     def done(self, eventually, count):
         """Wait until so many are reported as done; returns their rows by frame."""
@@ -106,26 +67,11 @@ class Worker:
             frames.append(self.hear(eventually, Done).rows)
         return frames
 
-    def leave(self):
-        """End as a supervisor does that was killed."""
-        self._channel.close()
-
 
 @pytest.fixture
-def work(load_app, tmp_path, eventually):
+def work(start_worker):
     """`work(limit)` starts a worker whose application allows so many async tasks at once."""
-    with contextlib.ExitStack() as stack:
-
-        def start(limit):
-            load_app(APP.replace("LIMIT", str(limit)))
-            worker = Worker(tmp_path)
-            stack.callback(worker.process.wait)
-            stack.callback(worker.process.kill)
-            stack.callback(worker.leave)
-            worker.hear(eventually, Ready)
-            return worker
-
-        yield start
+    return lambda limit: Worker(start_worker(APP.replace("LIMIT", str(limit))))
 
 
 def payload(name, *args):

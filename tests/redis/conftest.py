@@ -2,9 +2,13 @@
 
 import contextlib
 
+import re
+
 import pytest
+import redis as redis_py
 
 from wakaq import WakaQ
+from wakaq.store.turns import InFlight, Registered
 
 
 def read_key(redis, key):
@@ -21,8 +25,17 @@ def read_key(redis, key):
 
 @pytest.fixture
 def database(redis):
-    """`database()` returns all that is in Redis: key to contents."""
-    return lambda: {key.decode(): read_key(redis, key) for key in redis.keys("*")}
+    """`database()` returns all that is in Redis: key to contents; a new turn's token is a T."""
+
+    def read():
+        found = {key.decode(): read_key(redis, key) for key in redis.keys("*")}
+        turns = found.get("wakaq:registry:turns")
+        if isinstance(turns, dict):
+            # As numbers these are longer than any that a test makes up.
+            turns.update({one: re.sub(r" \d{16}\b", " T", turn) for one, turn in turns.items()})
+        return found
+
+    return read
 
 
 @pytest.fixture
@@ -34,7 +47,55 @@ def two_queues(app_url):
 
 
 @pytest.fixture
-def lanes(two_queues):
-    """`lanes(number)` returns a child's lanes of the supervisor `me`, high first."""
-    broker, queues = two_queues.broker, two_queues.queues
-    return lambda number=1, worker_id="me": [broker.lane(q, worker_id, number) for q in queues]
+def broker(two_queues):
+    return two_queues.broker
+
+
+@pytest.fixture
+def group(broker):
+    """The one slot group of a standalone server."""
+    (group,) = broker.groups
+    return group
+
+
+@pytest.fixture
+def registered(redis, broker, group):
+    """`registered(id)` returns what a supervisor of this id has in flight, before its first turn."""
+
+    def register(supervisor_id="me"):
+        redis.hset(group.turns, supervisor_id, "0 7")
+        inflight = InFlight(broker, group)
+        inflight.begin(Registered(supervisor_id, "7"))
+        return inflight
+
+    return register
+
+
+@pytest.fixture
+def take_turn(broker):
+    """`take_turn(inflight, wanted=0)` makes a turn, and returns what it claimed."""
+
+    def take(inflight, wanted=0):
+        turn = inflight.turn(wanted)
+        answer = turn.send(broker)
+        assert answer is not None, "evicted"
+        return inflight.answered(turn, answer)
+
+    return take
+
+
+@pytest.fixture
+def full(redis):
+    """`with full():` has the server out of memory."""
+
+    @contextlib.contextmanager
+    def fill():
+        redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis_py.exceptions.OutOfMemoryError):
+                redis.set("key", "value")
+            yield
+        finally:
+            redis.config_set("maxmemory", 0)
+
+    return fill

@@ -32,6 +32,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -43,7 +44,7 @@ from wakaq.message import Call
 from wakaq.store.broker import Broker
 from wakaq.store.connection import RedisError, is_outage, pack
 from wakaq.store.registry import Registry, keys_of_entry
-from wakaq.store.settlement import Action, Settlement
+from wakaq.store.settlement import ACK, Action, Settlement
 from wakaq.store.turns import (
     Adopt,
     AdoptAnswer,
@@ -92,6 +93,7 @@ FATES = st.sampled_from([*[Fate.ARRIVES] * 6, Fate.REQUEST_LOST, Fate.REPLY_LOST
 INDEX = st.integers(0, 30)
 PICKS = st.lists(st.tuples(INDEX, st.sampled_from(Action)), min_size=1, max_size=5)
 QUEUES = st.integers(0, 1)
+WANTED = st.integers(0, 5)
 
 
 def root(payload: bytes) -> bytes:
@@ -281,21 +283,25 @@ class World:
 
     def execute(self, connection: Any, command: bytes, about: About) -> Any:
         before = self.database
+        reply = refusal = None
         try:
             reply = connection.call(command)
-        except redis_py.ResponseError as error:
-            self.refresh()
-            assert self.database == before, (about.what, error)
+        except redis_py.exceptions.NoScriptError:
             raise
+        except redis_py.ResponseError as error:
+            refusal = error
         self.refresh()
         if self.database != before:
             if about.accepts:
                 self.accepted.append(root(about.accepts))
             self.check_acks(before, about)
             self.check_order(before, about)
+            self.check_fence(before, about)
             self.remember()
         self.check_conservation(about)
         self.check_protocol(before, about, reply)
+        if refusal:
+            raise refusal
         return reply
 
     def refresh(self) -> None:
@@ -326,6 +332,15 @@ class World:
                 assert one.run.payload == payload
                 assert one.run not in self.acked
                 self.acked.append(one.run)
+
+    def check_fence(self, before: Database, about: About) -> None:
+        """Whoever takes from the in-flight hash of another id evicts that."""
+        turns = self.database.fields(self.group.turns)
+        for key in before.inflight_keys():
+            owner = key.rpartition(":")[2]
+            is_taken_from = before.inflight(key).keys() - self.database.inflight(key).keys()
+            if is_taken_from and owner != about.supervisor_id:
+                assert owner not in turns, about.what
 
     def check_conservation(self, about: About) -> None:
         found = Counter(root(payload) for payload in self.database.payloads())
@@ -503,7 +518,10 @@ class World:
                 request, about.what = inflight.turn(wanted if can_claim else 0), "turn"
                 about.decided = tuple(
                     Decided(claim.queue, claim.number, settlement, process.runs.get(claim))
-                    for claim, settlement in inflight.settlements
+                    for claim, settlement in (
+                        *inflight.settlements,
+                        *((claim, ACK) for claim in inflight.done),
+                    )
                 )
             about.supervisor_id = inflight.supervisor_id
             about.number, about.token = inflight._number + 1, inflight._token
@@ -630,7 +648,8 @@ class World:
         """Take those who live off the registry, behind their backs."""
         broken = [key for key in self.database.kinds if self.database.is_broken(key)]
         own = [one for one in self.processes() if one.takes_rest and one.inflight.supervisor_id]
-        if broken or not own:
+        # An id that was wiped is known to its process alone, and only until that has adopted from it.
+        if broken or any(isinstance(one.request, Adopt) for one in own):
             return
         for process in own:
             for one in {process.inflight.supervisor_id, process.inflight._former_id} - {""}:
@@ -746,6 +765,15 @@ class Machine(RuleBasedStateMachine):
         self.world = World(app, client)
         self.next_fate = Fate.ARRIVES
 
+    @initialize(payloads=st.lists(PAYLOADS, min_size=2, max_size=2), wanted=WANTED)
+    def begin(self, payloads, wanted):
+        """Have two supervisors that serve, and something for them to do."""
+        for queue, some in enumerate(payloads):
+            self.enqueue(queue, some, Fate.ARRIVES)
+        for process in self.world.supervisors:
+            for _ in range(2):
+                self.world.step(process, wanted, Fate.ARRIVES)
+
     # -- producers, wakers, promoters --------------------------------------------------------------
 
     @rule(queue=QUEUES, payloads=PAYLOADS, fate=FATES)
@@ -770,15 +798,26 @@ class Machine(RuleBasedStateMachine):
         world.refresh()
         world.remember()
 
-    @rule(queue=QUEUES, fate=FATES, is_back=st.booleans())
-    def wake(self, queue, fate, is_back):
+    def some_in(self, kind):
+        keys = self.world.line.keys
+        here = [getattr(keys.of(queue), kind) for queue in self.world.queues]
+        return bool(self.world.database.kinds.keys() & here)
+
+    @precondition(lambda self: self.some_in("queue"))
+    @rule(queue=QUEUES, fate=FATES)
+    def wake(self, queue, fate):
         world, one = self.world, self.world.queues[queue]
         about = About("wake", waits_for=world.line.keys.of(one).queue)
         if about.waits_for in world.database.kinds:
             self.attempt(fate, about, lambda: world.line.wait_for_work(one))
-        if is_back:
-            self.attempt(fate, About("put back"), lambda: world.line.put_head_back(one))
 
+    @precondition(lambda self: self.some_in("head"))
+    @rule(queue=QUEUES, fate=FATES)
+    def put_head_back(self, queue, fate):
+        world, one = self.world, self.world.queues[queue]
+        self.attempt(fate, About("put back"), lambda: world.line.put_head_back(one))
+
+    @precondition(lambda self: self.some_in("eta"))
     @rule(limit=st.integers(1, 5), fate=FATES)
     def promote(self, limit, fate):
         world = self.world
@@ -804,7 +843,7 @@ class Machine(RuleBasedStateMachine):
         self.world.start()
 
     @precondition(some_live)
-    @rule(index=INDEX, wanted=st.integers(0, 5), fates=st.lists(FATES, min_size=1, max_size=4))
+    @rule(index=INDEX, wanted=WANTED, fates=st.lists(FATES, min_size=1, max_size=4))
     def step(self, index, wanted, fates):
         process = self.process(index)
         for fate in fates:
@@ -812,7 +851,7 @@ class Machine(RuleBasedStateMachine):
                 self.world.step(process, wanted, fate)
 
     @precondition(some_live)
-    @rule(index=INDEX, picks=PICKS, wanted=st.integers(0, 5), fate=FATES)
+    @rule(index=INDEX, picks=PICKS, wanted=WANTED, fate=FATES)
     def settle(self, index, picks, wanted, fate):
         process = self.process(index)
         if process.request is None:
@@ -845,7 +884,9 @@ class Machine(RuleBasedStateMachine):
         """Go on with a rescue, or begin one, of anybody."""
         world = self.world
         if world.rescues[who] is None:
-            target = world.ids[-1 - index % min(len(world.ids), 6)]
+            holders = {key.rpartition(":")[2] for key in world.database.inflight_keys()}
+            targets = [one for one in world.ids if one in holders] + world.ids[-2:]
+            target = targets[index % len(targets)]
             world.rescues[who] = world.rescue(target, lambda: self.next_fate)
         for fate in fates:
             self.next_fate = fate
@@ -901,6 +942,7 @@ class Machine(RuleBasedStateMachine):
         self.world.check_owners()
 
     def teardown(self):
+        self.next_fate = Fate.ARRIVES
         self.world.end()
 
 

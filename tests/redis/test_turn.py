@@ -1,266 +1,627 @@
-"""One turn: what it makes of the whole database."""
+"""Turns: what one makes of the whole database, and how it is sent until it is answered."""
+
+import contextlib
 
 import pytest
+import redis as redis_py
 
-from wakaq.broker import TurnRefused
-from wakaq.turn import Claim, Settlement
+from wakaq import WakaQ
+from wakaq.store.broker import Broker
+from wakaq.store.connection import LONGEST_BACKOFF
+from wakaq.store.settlement import ACK, REQUEUE, Action, Settlement
+from wakaq.store.turns import (
+    Claim,
+    InFlight,
+    Refused,
+    Registered,
+    Registration,
+    TurnAnswer,
+    exchange,
+)
 
-TURNS, HIGH, LOW = "wakaq:registry:turns", "wakaq:high", "wakaq:low"
-HIGH_1, LOW_1 = "wakaq:inflight:high:me:1", "wakaq:inflight:low:me:1"
-STATS = "wakaq:stats:low"
+TURNS, REGISTRY = "wakaq:registry:turns", "wakaq:registry:workers"
+HIGH, LOW, HEAD = "wakaq:high", "wakaq:low", "wakaq:head:low"
+IN_HIGH, IN_LOW = "wakaq:inflight:high:me", "wakaq:inflight:low:me"
+ETA, DEAD, STATS = "wakaq:eta:low", "wakaq:dead:low", "wakaq:stats:low"
+LOST = redis_py.ConnectionError("lost")
+CHANGED = {Action.RETRY: b"A", Action.REDELIVER: b"A", Action.DELAY: b"A", Action.DEAD: b"A"}
+MOVES = [action for action in Action if action is not Action.ACK]
 
 
 @pytest.fixture
-def turn(two_queues, redis):
-    """Make the third turn of the supervisor `me`, and return what it claims."""
-    redis.hset(TURNS, "me", "2")
-    return lambda settlements=(), wants=(), fence=(2, 3): two_queues.broker.turn(
-        "me", fence, settlements, wants
-    )
+def me(registered):
+    """What `me` has in flight: nothing, before its first turn."""
+    return registered()
 
 
-def after(**others):
-    """Return the database with the number of this turn."""
-    return {TURNS: {"me": "3"}} | others
+@pytest.fixture
+def holding(me, redis, take_turn):
+    """Have `me` claim these from the queue `low`, in its first turn; returns the claims."""
+
+    def hold(*payloads):
+        redis.rpush(LOW, *payloads)
+        return take_turn(me, len(payloads))
+
+    return hold
 
 
-def test_an_empty_turn_only_counts(turn, database):
-    assert turn() == []
-    assert database() == {TURNS: {"me": "3"}}
+def settlement(action):
+    return Settlement(action, CHANGED.get(action, b""))
 
 
-@pytest.mark.parametrize("fence", [(1, 2), (3, 4), (0, 1)])
-def test_a_turn_that_does_not_follow_the_last_one_does_nothing(turn, redis, database, lanes, fence):
+def payloads(claims):
+    return [claim.payload.decode() for claim in claims]
+
+
+# -- which turns are executed ----------------------------------------------------------------------
+
+
+def test_an_empty_turn_only_counts(me, take_turn, database):
+    assert take_turn(me) == []
+    assert database() == {TURNS: {"me": "1 T"}}
+
+
+@pytest.mark.parametrize("state", [None, "0 8", "2 7", "3 7 1:1:1"])
+def test_a_turn_that_does_not_follow_the_last_one_changes_nothing(
+    me, broker, redis, database, state
+):
     redis.rpush(LOW, "waits")
-    redis.rpush(LOW_1, "a")
+    redis.hset(IN_LOW, "1", "a")
+    redis.delete(TURNS)
+    if state:
+        redis.hset(TURNS, "me", state)
+    claim = me.claims[1] = Claim(broker.queues[1], b"a", 1)
+    me.settle(claim, ACK)
     before = database()
-    with pytest.raises(TurnRefused):
-        turn([Settlement(lanes()[1], "done", [b"a"])], [(1, lanes())], fence)
 
+    assert me.turn(5).send(broker) is None
     assert database() == before
 
 
-def test_a_turn_of_a_supervisor_that_is_not_registered_does_nothing(turn, redis, database, lanes):
-    redis.delete(TURNS)
-    redis.rpush(LOW, "waits")
-    with pytest.raises(TurnRefused):
-        turn([], [(1, lanes())])
+@pytest.mark.parametrize("action", Action)
+def test_a_turn_that_is_sent_again_is_answered_again_and_happens_once(
+    me, holding, broker, redis, database, action
+):
+    first, *_ = holding("a", "b")
+    redis.rpush(HIGH, "h")
+    redis.rpush(LOW, "c", "d")
+    me.settle(first, settlement(action))
+    turn = me.turn(2)
+    answer = turn.send(broker)
+    before = database()
 
-    assert database() == {LOW: ["waits"]}
+    for _ in range(3):
+        again = turn.send(broker)
+        assert again.token == answer.token
+        assert again.failed == answer.failed == set()
+        assert [(c.queue, c.number, c.payload) for c in again.claims] == [
+            (c.queue, c.number, c.payload) for c in answer.claims
+        ]
+    assert database() == before
+    assert payloads(answer.claims) == ["h", "a" if action is Action.REQUEUE else
+                                       "A" if action is Action.REDELIVER else "c"]
 
 
-def test_a_turn_that_is_repeated_is_refused(turn, redis, lanes):
+def test_a_turn_that_is_sent_again_says_again_what_failed(me, holding, broker, redis):
+    first, second = holding("a", "b")
+    redis.rename(LOW, "aside") if redis.exists(LOW) else None
+    redis.set(LOW, "text")
+    me.settle(second, ACK)
+    me.settle(first, REQUEUE)
+    turn = me.turn(0)
+    assert turn.send(broker).failed == {0}
+    redis.delete(LOW)
+
+    assert turn.send(broker).failed == {0}
+    me.answered(turn, turn.send(broker))
+    assert me.refused == [(first, REQUEUE)]
+    assert me.claims == {1: first}
+
+
+def test_a_turn_that_was_executed_late_makes_its_successor_no_less_next(
+    me, take_turn, broker, redis
+):
     redis.rpush(LOW, "a", "b")
-    assert len(turn([], [(1, lanes())])) == 1
-    with pytest.raises(TurnRefused):
-        turn([], [(1, lanes())])
+    turn = me.turn(1)
+    me.answered(turn, turn.send(broker))
+    assert payloads(take_turn(me, 1)) == ["b"]
 
-    assert redis.llen(LOW) == 1
+    assert turn.send(broker) is None
+    assert redis.hgetall(IN_LOW) == {b"1": b"a", b"2": b"b"}
 
 
-def test_an_orphan_needs_no_turn_before(two_queues, redis, database, lanes):
-    redis.rpush(LOW_1, "a", "b")
-    two_queues.broker.turn("orphan", None, [Settlement(lanes()[1], "done", [b"a"])])
+# -- claims ----------------------------------------------------------------------------------------
 
-    assert database() == {LOW_1: ["b"], STATS: {"done": "1"}}
+
+@pytest.mark.parametrize(
+    ("wanted", "claimed"),
+    [(1, ["h1"]), (3, ["h1", "h2", "l1"]), (9, ["h1", "h2", "l1", "l2"]), (0, [])],
+)
+def test_claims_come_by_priority(me, take_turn, redis, wanted, claimed):
+    redis.rpush(HIGH, "h1", "h2")
+    redis.rpush(LOW, "l1", "l2")
+    claims = take_turn(me, wanted)
+
+    assert payloads(claims) == claimed
+    assert [claim.queue.name[0] for claim in claims] == [name[0] for name in claimed]
+    waiting = redis.lrange(HIGH, 0, -1) + redis.lrange(LOW, 0, -1)
+    assert [*claimed, *(one.decode() for one in waiting)] == ["h1", "h2", "l1", "l2"]
+
+
+def test_claims_are_in_flight_by_number_and_remembered(me, take_turn, redis, database):
+    redis.rpush(HIGH, "h")
+    redis.rpush(LOW, "a", "b")
+    redis.rpush(HEAD, "first")
+    claims = take_turn(me, 3)
+
+    assert [claim.number for claim in claims] == [1, 2, 3]
+    assert me.claims == {claim.number: claim for claim in claims}
+    assert database() == {
+        LOW: ["b"],
+        IN_HIGH: {"1": "h"},
+        IN_LOW: {"2": "first", "3": "a"},
+        TURNS: {"me": "1 T 0:1:1 1:2:1 1:3:1"},
+    }
+
+
+def test_numbers_are_never_used_again(me, take_turn, redis):
+    redis.rpush(LOW, "a")
+    take_turn(me, 10)
+    redis.rpush(LOW, "b")
+
+    assert [claim.number for claim in take_turn(me, 10)] == [11]
+
+
+def test_settlements_come_before_claims(me, holding, take_turn):
+    (claim,) = holding("a")
+    me.settle(claim, REQUEUE)
+
+    assert payloads(take_turn(me, 1)) == ["a"]
+
+
+def test_payloads_are_opaque_bytes(me, take_turn, redis):
+    secrets = [b'{"args": [], "n": 12345678901234567890}', b"\x00\xff\n", b"", b"x" * 100_000]
+    redis.rpush(LOW, *secrets)
+    claims = take_turn(me, 4)
+
+    assert [claim.payload for claim in claims] == secrets
+    assert redis.hvals(IN_LOW) == secrets
+
+
+def test_thousands_are_claimed_answered_again_and_acked_at_once(me, broker, redis, database):
+    names = [str(number) for number in range(5_003)]
+    redis.rpush(LOW, *names)
+    turn = me.turn(5_001)
+    answers = [turn.send(broker) for _ in range(2)]
+
+    for answer in answers:
+        assert payloads(answer.claims) == names[:5_001]
+        assert [claim.number for claim in answer.claims] == list(range(1, 5_002))
+    claims = me.answered(turn, answers[1])
+    me.acknowledge(claims)
+    turn = me.turn(0)
+    assert turn.args[5:] == ["ack", 1, 1, 1, 5_001]
+    me.answered(turn, turn.send(broker))
+    assert database() == {
+        LOW: ["5001", "5002"],
+        STATS: {"done": "5001"},
+        TURNS: {"me": "2 T"},
+    }
+
+
+def test_thousands_are_acked_out_of_order_in_ranges(me, broker, take_turn, redis):
+    redis.rpush(LOW, *range(5_000))
+    claims = take_turn(me, 5_000)
+    me.acknowledge(claims[4_000:])
+    me.acknowledge(claims[2_998:0:-3])
+    turn = me.turn(0)
+
+    assert turn.args[5:7] == ["ack", 1]
+    assert turn.args[-2:] == [4_001, 5_000]
+    me.answered(turn, turn.send(broker))
+    left = {claim.number for claim in claims if claim.number}
+    assert left == {int(number) for number in redis.hkeys(IN_LOW)} == set(me.claims)
+    assert int(redis.hget(STATS, "done")) == 5_000 - len(left) == 2_000
+
+
+# -- settlements -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("done", "left"),
+    [("a", "bc"), ("abc", ""), ("ca", "b"), ("ac", "b"), ("b", "ac"), ("", "abc")],
+)
+def test_an_ack_is_of_a_number_in_any_order(me, holding, take_turn, redis, done, left):
+    claims = dict(zip("abc", holding("same", "same", "other"), strict=True))
+    for name in done:
+        me.settle(claims[name], ACK)
+    take_turn(me)
+
+    numbers = [str(claims[name].number).encode() for name in left]
+    assert redis.hkeys(IN_LOW) == numbers
+    assert int(redis.hget(STATS, "done") or 0) == len(done)
+    assert [claims[name].number for name in done] == [0] * len(done)
+    assert me.to_settle == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "becomes"),
     [
-        (["a"], ["b", "c"]),
-        (["a", "b", "c"], []),
-        (["c", "a"], ["b"]),
-        (["a", "c"], ["b"]),
-        (["gone"], ["a", "b", "c"]),
-        (["a", "gone", "c"], ["b"]),
-        (["a", "a"], ["b", "c"]),
-        (["c", "gone"], ["a", "b"]),
+        (Action.ACK, {LOW: ["waits"], STATS: {"done": "1"}}),
+        (Action.REQUEUE, {LOW: ["a", "waits"]}),
+        (Action.REDELIVER, {LOW: ["A", "waits"], STATS: {"redelivered": "1"}}),
+        (Action.RETRY, {LOW: ["waits", "A"], STATS: {"retried": "1"}}),
+        (Action.DEAD, {LOW: ["waits"], DEAD: ["A", "newer"], STATS: {"dead": "1"}}),
     ],
 )
-def test_done_acks_what_is_in_flight(turn, redis, lanes, done, left):
-    redis.rpush(LOW_1, "a", "b", "c")
-    turn([Settlement(lanes()[1], "done", [name.encode() for name in done])])
-
-    count = 3 - len(left)
-    assert redis.lrange(LOW_1, 0, -1) == [name.encode() for name in left]
-    assert int(redis.hget(STATS, "done") or 0) == count
-
-
-def test_done_acks_one_of_two_equal_payloads(turn, redis, database, lanes):
-    redis.rpush(LOW_1, "a", "b", "a")
-    turn([Settlement(lanes()[1], "done", [b"a"])])
-
-    assert database() == after(**{LOW_1: ["b", "a"], STATS: {"done": "1"}})
-
-
-def test_requeue_puts_back_to_the_front_in_order(turn, redis, database, lanes):
+def test_what_each_settlement_makes_of_a_payload(
+    me, holding, take_turn, redis, database, action, becomes
+):
+    first, _ = holding("a", "b")
     redis.rpush(LOW, "waits")
-    redis.rpush(LOW_1, "a", "b", "c")
-    turn([Settlement(lanes()[1], "requeue", [b"b", b"c", b"gone"])])
+    if action is Action.DEAD:
+        redis.rpush(DEAD, "newer", "older")
+    me.settle(first, settlement(action))
+    take_turn(me)
 
-    assert database() == after(**{LOW: ["b", "c", "waits"], LOW_1: ["a"]})
-
-
-def test_redeliver_puts_to_the_front_changed(turn, redis, database, lanes):
-    redis.rpush(LOW, "waits")
-    redis.rpush(LOW_1, "a")
-    turn([Settlement(lanes()[1], "redeliver", [b"a"], b"A")])
-
-    assert database() == after(**{LOW: ["A", "waits"], STATS: {"redelivered": "1"}})
+    assert database() == {IN_LOW: {"2": "b"}, TURNS: {"me": "2 T"}} | becomes
 
 
-def test_retry_puts_to_the_end_changed(turn, redis, database, lanes):
-    redis.rpush(LOW, "waits")
-    redis.rpush(LOW_1, "a")
-    turn([Settlement(lanes()[1], "retry", [b"a"], b"A")])
-
-    assert database() == after(**{LOW: ["waits", "A"], STATS: {"retried": "1"}})
-
-
-def test_delay_is_due_by_the_servers_clock(turn, redis, database, lanes):
-    redis.rpush(LOW_1, "a")
+def test_a_delay_is_counted_on_the_servers_clock(me, holding, take_turn, redis, database):
+    (claim,) = holding("a")
     seconds, micros = redis.time()
-    turn([Settlement(lanes()[1], "delay", [b"a"], b"A", 12.5)])
+    me.settle(claim, Settlement(Action.DELAY, b"A", 12.5))
+    take_turn(me)
 
     found = database()
-    due = found.pop("wakaq:eta:low")["A"]
+    due = found.pop(ETA)["A"]
     assert 0 <= due - 12.5 - seconds - micros / 1e6 < 1
-    assert found == after(**{STATS: {"retried": "1"}})
+    assert found == {STATS: {"retried": "1"}, TURNS: {"me": "2 T"}}
 
 
-def test_dead_keeps_the_newest_letters(turn, redis, database, lanes):
-    redis.rpush(LOW_1, "a")
-    redis.rpush("wakaq:dead:low", "newer", "older")
-    turn([Settlement(lanes()[1], "dead", [b"a"], b"letter")])
+def test_where_no_dead_letters_are_kept_a_dead_payload_is_only_counted(app_url, redis, database):
+    app = WakaQ(queues=["low"], url=app_url, dead_letters=0)
+    with contextlib.closing(app.broker) as broker:
+        redis.hset(TURNS, "me", "0 7")
+        redis.rpush(LOW, "a")
+        me = InFlight(broker, broker.groups[0])
+        me.begin(Registered("me", "7"))
+        turn = me.turn(1)
+        (claim,) = me.answered(turn, turn.send(broker))
+        me.settle(claim, settlement(Action.DEAD))
+        me.turn(0).send(broker)
 
-    assert database() == after(**{"wakaq:dead:low": ["letter", "newer"], STATS: {"dead": "1"}})
-
-
-@pytest.mark.parametrize("action", ["redeliver", "retry", "delay", "dead"])
-def test_what_was_rescued_meanwhile_is_not_doubled(turn, database, lanes, action):
-    turn([Settlement(lanes()[1], action, [b"gone"], b"new", 1.0)])
-
-    assert database() == after()
-
-
-@pytest.mark.parametrize(
-    ("want", "claimed"),
-    [(1, ["h1"]), (3, ["h1", "h2", "l1"]), (9, ["h1", "h2", "l1", "l2"]), (0, [])],
-)
-def test_claims_come_by_priority_and_are_in_flight(turn, redis, lanes, want, claimed):
-    redis.rpush(HIGH, "h1", "h2")
-    redis.rpush(LOW, "l1", "l2")
-    claims = turn([], [(want, lanes())])
-
-    high, low = lanes()
-    assert [claim.payload.decode() for claim in claims] == claimed
-    assert [claim.lane.key for claim in claims] == [
-        (high if name[0] == "h" else low).key for name in claimed
-    ]
-    found = [redis.lrange(key, 0, -1) for key in (HIGH_1, LOW_1, HIGH, LOW)]
-    assert b"".join(b"".join(part) for part in found) == b"h1h2l1l2"
-    assert sum(map(len, found[:2])) == len(claimed)
+    assert database() == {STATS: {"dead": "1"}, TURNS: {"me": "2 T"}}
 
 
-def test_each_child_claims_into_its_own_lane(turn, redis, database, lanes):
-    redis.rpush(LOW, "a", "b", "c")
-    one, two = lanes(1), lanes(2)
-    claims = turn([], [(1, one), (1, two)])
-
-    assert claims == [Claim(one[1], b"a"), Claim(two[1], b"b")]
-    assert database() == after(**{LOW: ["c"], LOW_1: ["a"], "wakaq:inflight:low:me:2": ["b"]})
-
-
-def test_settlements_come_before_claims(turn, redis, lanes):
-    redis.rpush(LOW_1, "a")
-    claims = turn([Settlement(lanes()[1], "requeue", [b"a"])], [(1, lanes())])
-
-    assert [claim.payload for claim in claims] == [b"a"]
-
-
-def test_payloads_are_opaque_bytes(turn, redis, lanes):
-    payloads = [b'{"args": [], "n": 12345678901234567890}', b"\x00\xff", b"", b"x" * 100_000]
-    redis.rpush(LOW, *payloads)
-    claims = turn([], [(4, lanes())])
-
-    assert [claim.payload for claim in claims] == payloads
-    assert redis.lrange(LOW_1, 0, -1) == payloads
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        ("requeue", LOW),
-        ("redeliver", LOW),
-        ("retry", LOW),
-        ("delay", "wakaq:eta:low"),
-        ("dead", "wakaq:dead:low"),
-    ],
-)
-def test_a_key_of_a_wrong_type_keeps_the_payload_in_flight_and_the_rest_goes_on(
-    turn, redis, database, lanes, case
+def test_what_goes_back_to_the_front_is_there_in_the_order_of_its_numbers(
+    me, holding, take_turn, redis, database
 ):
-    action, broken = case
-    redis.set(broken, "text")
-    redis.rpush(LOW_1, "a", "b")
-    redis.rpush(HIGH, "h")
-    new = b"" if action == "requeue" else b"new"
-    claims = turn(
-        [Settlement(lanes()[1], action, [b"a"], new), Settlement(lanes()[1], "done", [b"b"])],
-        [(5, lanes())],
-    )
-
-    assert [claim.payload for claim in claims] == [b"h"]
-    assert database() == after(
-        **{broken: "text", LOW_1: ["a"], HIGH_1: ["h"], STATS: {"done": "1"}}
-    )
-
-
-@pytest.mark.parametrize("broken", [LOW_1, STATS])
-def test_a_lane_or_a_counter_of_a_wrong_type_ends_nothing(turn, redis, database, lanes, broken):
-    redis.set(broken, "text")
+    a, b, c, d = holding("a", "b", "c", "d")
     redis.rpush(LOW, "waits")
+    for claim in (b, d, a):
+        me.settle(claim, REQUEUE)
+    me.settle(c, Settlement(Action.REDELIVER, b"C"))
+    take_turn(me)
+
+    assert database()[LOW] == ["a", "b", "C", "d", "waits"]
+
+
+@pytest.mark.parametrize("action", Action)
+def test_what_is_somebody_elses_by_now_is_not_doubled(
+    me, holding, take_turn, redis, database, action
+):
+    (claim,) = holding("a")
+    redis.delete(IN_LOW)
+    me.settle(claim, settlement(action))
+    take_turn(me)
+
+    assert database() == {TURNS: {"me": "2 T"}}
+    assert me.is_settled
+
+
+def test_what_is_no_claim_of_ours_is_not_settled(me):
+    me.settle(Claim(None, b"a broadcast"), ACK)
+    me.settle(Claim(None, b"a broadcast"), REQUEUE)
+
+    assert me.to_settle == 0
+
+
+# -- keys of a wrong type --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", MOVES)
+def test_a_key_of_a_wrong_type_keeps_the_payload_in_flight_and_the_rest_goes_on(
+    me, holding, take_turn, redis, database, action
+):
+    first, second = holding("a", "b")
+    broken = {Action.DELAY: ETA, Action.DEAD: DEAD}.get(action, LOW)
+    redis.set(broken, "text")
     redis.rpush(HIGH, "h")
-    claims = turn([Settlement(lanes()[1], "done", [b"a"])], [(1, lanes()[::-1]), (1, lanes())])
+    me.settle(first, settlement(action))
+    me.settle(second, ACK)
+    claims = take_turn(me, 5)
 
-    assert b"h" in [claim.payload for claim in claims]
-    assert database()[broken] == "text"
-    # Claimed where the lane can take it, else left where it was.
-    assert (redis.llen(LOW), database().get(LOW_1)) == (
-        (1, "text") if broken == LOW_1 else (0, ["waits"])
-    )
-
-
-def test_a_server_that_is_full_takes_acks_and_gives_work(turn, redis, database, lanes):
-    redis.rpush(LOW_1, "a", "b")
-    redis.rpush(LOW, "waits")
-    redis.config_set("maxmemory", 1)
-    try:
-        claims = turn(
-            [
-                Settlement(lanes()[1], "done", [b"a"]),
-                Settlement(lanes()[1], "retry", [b"b"], b"B"),
-            ],
-            [(2, lanes())],
-        )
-    finally:
-        redis.config_set("maxmemory", 0)
-
-    assert [claim.payload for claim in claims] == [b"waits", b"B"]
-    assert database() == after(**{LOW_1: ["waits", "B"], STATS: {"done": "1", "retried": "1"}})
+    assert payloads(claims) == ["h"]
+    assert me.refused == [(first, settlement(action))]
+    assert first.number == 1
+    assert database() == {
+        broken: "text",
+        IN_LOW: {"1": "a"},
+        IN_HIGH: {"3": "h"},
+        STATS: {"done": "1"},
+        TURNS: {"me": "2 T 0:3:1"},
+    }
 
 
-def test_a_turn_survives_a_flush_of_the_scripts(turn, redis, lanes):
-    redis.rpush(LOW, "a", "b")
-    turn([], [(1, lanes())])
-    redis.script_flush()
+def test_what_was_refused_is_settled_once_the_key_is_mended(
+    me, holding, take_turn, redis, database
+):
+    first, _ = holding("a", "b")
+    redis.set(DEAD, "text")
+    me.settle(first, settlement(Action.DEAD))
+    take_turn(me)
+    take_turn(me)
+    assert me.claims.keys() == {1, 2}
+    redis.delete(DEAD)
+    me.retry_refused()
+    take_turn(me)
 
-    assert [c.payload for c in turn([], [(1, lanes())], (3, 4))] == [b"b"]
+    assert me.claims.keys() == {2}
+    assert database() == {
+        DEAD: ["A"],
+        IN_LOW: {"2": "b"},
+        STATS: {"dead": "1"},
+        TURNS: {"me": "4 T"},
+    }
 
 
-def test_a_key_of_a_wrong_type_is_named_in_the_log(turn, redis, lanes, caplog):
+@pytest.mark.parametrize("broken", [IN_LOW, LOW, HEAD])
+def test_a_key_of_a_wrong_type_holds_up_its_own_queue_alone(
+    me, take_turn, redis, database, broken
+):
+    redis.set(broken, "text")
+    redis.rpush(HIGH, "h")
+    for key in {LOW, HEAD} - {broken}:
+        redis.rpush(key, key)
+    claims = take_turn(me, 5)
+
+    # What is in the other part of the queue can be claimed, but for where it would be in flight.
+    assert payloads(claims)[0] == "h"
+    assert len(claims) == (1 if broken == IN_LOW else 2)
+    found = database()
+    assert found[broken] == "text"
+    assert found.get(LOW) == ([LOW] if broken == IN_LOW else "text" if broken == LOW else None)
+
+
+@pytest.mark.parametrize("action", MOVES)
+def test_a_counter_of_a_wrong_type_stops_nothing(me, holding, take_turn, redis, database, action):
+    first, second = holding("a", "b")
+    redis.set(STATS, "text")
+    me.settle(first, settlement(action))
+    me.settle(second, ACK)
+    take_turn(me)
+
+    assert me.is_settled
+    found = database()
+    assert found.keys() >= {STATS, TURNS}
+    assert IN_LOW not in found
+    assert found[STATS] == "text"
+
+
+def test_in_flight_hashes_of_a_wrong_type_end_no_turn(me, holding, take_turn, redis):
+    first, second, third = holding("a", "b", "c")
+    redis.set(IN_LOW, "text")
+    me.settle(first, ACK)
+    me.settle(second, REQUEUE)
+    me.settle(third, settlement(Action.RETRY))
+    redis.rpush(HIGH, "h")
+
+    assert payloads(take_turn(me, 1)) == ["h"]
+    assert redis.llen(LOW) == 0
+
+
+def test_a_key_of_a_wrong_type_is_named_in_the_log(me, take_turn, redis, caplog):
     redis.set(LOW, "text")
-    turn([], [(1, lanes())])
+    take_turn(me, 1)
 
     assert f"Redis refuses: {LOW}: WRONGTYPE" in caplog.text
+
+
+# -- servers in trouble ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", Action)
+def test_a_server_that_is_full_takes_settlements_and_gives_work(
+    me, holding, take_turn, redis, database, full, action
+):
+    first, _ = holding("a", "b")
+    redis.rpush(HIGH, "h")
+    me.settle(first, settlement(action))
+    with full():
+        assert payloads(take_turn(me, 1)) == ["h"]
+
+    found = database()
+    assert found[IN_LOW] == {"2": "b"}
+    assert found[IN_HIGH] == {"3": "h"}
+    assert me.claims.keys() == {2, 3}
+
+
+def test_a_turn_survives_a_flush_of_the_scripts_and_a_restart(make_server):
+    server = make_server("--appendonly", "yes", "--appendfsync", "always")
+    app = WakaQ(queues=["low"], url=server.url)
+    with contextlib.closing(server.client()) as client, contextlib.closing(app.broker) as broker:
+        client.rpush(LOW, "a", "b", "c")
+        client.hset(TURNS, "me", "0 7")
+        me = InFlight(broker, broker.groups[0])
+        me.begin(Registered("me", "7"))
+        found = []
+        for end in (client.script_flush, server.stop, lambda: None):
+            turn = me.turn(1)
+            found += payloads(me.answered(turn, turn.send(broker)))
+            end()
+            if server.process is None:
+                server.start()
+
+    assert found == ["a", "b", "c"]
+
+
+def test_a_turn_that_fails_in_its_middle_evicts_and_loses_nothing(
+    me, holding, broker, redis, database
+):
+    first, second = holding("a", "b")
+    redis.rpush(LOW, "waits")
+    me.settle(first, ACK)
+    turn = me.turn(5)
+    args = [*turn.args, "no operation", 1, second.number]
+    with pytest.raises(redis_py.ResponseError):
+        broker.run_script("turn", turn.keys, args)
+
+    assert database() == {LOW: ["waits"], IN_LOW: {"2": "b"}, STATS: {"done": "1"}}
+    assert broker.run_script("turn", turn.keys, args) is None
+
+
+# -- sent until it is answered ---------------------------------------------------------------------
+
+
+class Line(Broker):
+    """A broker on a bad line: `loses` says of the next calls whether request or reply is lost."""
+
+    def __init__(self, app):
+        super().__init__(app.settings, app.queues)
+        self.loses = []
+        self.sent = []
+
+    def run_script(self, name, keys, args):
+        self.sent.append((name, tuple(keys), tuple(args)))
+        loss = self.loses.pop(0) if self.loses else None
+        if loss == "request":
+            raise LOST
+        reply = super().run_script(name, keys, args)
+        if loss == "reply":
+            raise LOST
+        return reply
+
+
+@pytest.fixture
+def line(two_queues):
+    with contextlib.closing(Line(two_queues)) as line:
+        yield line
+
+
+@pytest.fixture
+def insist(line):
+    """`insist(request)` sends it until it is answered; `.pauses` and `.outages` tell what happened."""
+
+    class Insistence:
+        def __init__(self):
+            self.pauses, self.outages, self.most = [], [], 20
+
+        def __call__(self, request):
+            return exchange(request, line, self.pause, self.outages.append)
+
+        def pause(self, seconds):
+            self.pauses.append(seconds)
+            return len(self.pauses) == self.most
+
+    return Insistence()
+
+
+@pytest.mark.parametrize("losses", [[], ["request"], ["reply"], ["reply", "request", "reply"]])
+def test_after_an_error_the_same_bytes_are_sent_until_they_are_answered(
+    me, holding, insist, line, redis, database, losses
+):
+    (claim,) = holding("a")
+    redis.rpush(LOW, "b")
+    me.settle(claim, settlement(Action.RETRY))
+    line.loses = [*losses]
+    turn = me.turn(1)
+    claims = me.answered(turn, insist(turn))
+
+    assert payloads(claims) == ["b"]
+    assert len(line.sent) == len(losses) + 1
+    assert len(set(line.sent)) == 1
+    assert insist.outages == [LOST] * len(losses)
+    assert database() == {
+        LOW: ["A"],
+        IN_LOW: {"2": "b"},
+        STATS: {"retried": "1"},
+        TURNS: {"me": "2 T 1:2:1"},
+    }
+
+
+def test_the_pause_grows_up_to_a_limit(me, insist, line):
+    line.loses = ["request"] * 12
+    assert isinstance(insist(me.turn(0)), TurnAnswer)
+
+    assert len(insist.pauses) == 12
+    assert insist.pauses[0] < 0.1
+    assert LONGEST_BACKOFF / 2 <= insist.pauses[-1] <= LONGEST_BACKOFF
+
+
+def test_who_is_to_give_up_gets_no_answer(me, insist, line):
+    line.loses = ["request"] * 100
+    insist.most = 5
+
+    assert insist(me.turn(0)) is None
+    assert len(line.sent) == 5
+
+
+@pytest.mark.parametrize("make", [lambda me: me.turn(1), lambda me: me.leave()])
+def test_a_refusal_that_does_not_heal_is_an_eviction(me, insist, line, redis, make):
+    redis.set(TURNS, "text")
+    answer = insist(make(me))
+
+    assert not isinstance(answer, TurnAnswer)
+    assert answer is None
+    assert len(line.sent) == 3
+    assert insist.outages == []
+
+
+def test_a_registry_that_does_not_heal_is_told(group, insist, redis, line):
+    redis.set(TURNS, "text")
+    with pytest.raises(Refused, match="WRONGTYPE"):
+        insist(Registration(group, lambda _: {}))
+
+    assert len(line.sent) == 3
+
+
+def test_refusals_that_heal_are_outages_and_evict_nobody(me, insist, line, redis):
+    refusals = [
+        redis_py.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        redis_py.exceptions.ReadOnlyError("You can't write against a read only replica."),
+        redis_py.exceptions.BusyLoadingError("Redis is loading the dataset in memory"),
+        redis_py.ResponseError("MISCONF Errors writing to the AOF file"),
+        redis_py.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        redis_py.ResponseError("BUSY Redis is busy running a script."),
+        redis_py.exceptions.ClusterDownError("The cluster is down"),
+        redis_py.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+    ]
+    answers = [error for error in refusals for _ in range(2)] * 2
+    run_script = line.run_script
+
+    def refuse(*args):
+        if answers:
+            raise answers.pop(0)
+        return run_script(*args)
+
+    line.run_script = refuse
+    insist.most = 100
+
+    assert isinstance(insist(me.turn(0)), TurnAnswer)
+    assert len(insist.outages) == 4 * len(refusals)
+
+
+def test_refusals_of_several_kinds_are_counted_each_by_itself(me, insist, line):
+    answers = ["WRONGTYPE one", "WRONGTYPE one", "ERR other", "WRONGTYPE one", LOST, "ERR other"]
+    run_script = line.run_script
+
+    def refuse(*args):
+        if answers:
+            answer = answers.pop(0)
+            raise answer if answer is LOST else redis_py.ResponseError(answer)
+        return run_script(*args)
+
+    line.run_script = refuse
+
+    assert isinstance(insist(me.turn(0)), TurnAnswer)

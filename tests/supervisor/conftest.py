@@ -1,109 +1,141 @@
-"""The supervisor's record of a worker, around a process that only sleeps; what it is told to do is done for real."""
+"""Parts of a supervisor around a process that only sleeps; what it is told is done for real."""
 
 import contextlib
 import itertools
+import multiprocessing
 import os
-import socket
+import selectors
 import subprocess
 import tempfile
-from multiprocessing.sharedctypes import RawArray
+import time
 
 import pytest
 
 from wakaq import WakaQ
-from wakaq.frames import STARTED, Channel, Progress
+from wakaq.channel import Channel, Done, Ready
 from wakaq.message import Message
-from wakaq.supervisor.child import Child
-from wakaq.turn import Claim, Lane
-
-# Shared memory is kept for the next one who asks, with its descriptors: have enough of it before the check for leaks.
-RawArray("d", 1 << 18)
-
-
-class Sleeper:
-    """What a Child needs of a process, in a group of its own."""
-
-    def __init__(self, command=("sleep", "60")):
-        self._popen = subprocess.Popen(command, process_group=0)
-        self.pid = self._popen.pid
-        self.sentinel = -1
-
-    @property
-    def exitcode(self):
-        return self._popen.poll()
-
-    def join(self, timeout):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout)
-
-    def end(self):
-        self._popen.kill()
-        self._popen.wait()
+from wakaq.progress import SIZE, Progress
+from wakaq.service import Outage
+from wakaq.store.settlement import Action
+from wakaq.store.turns import Claim
+from wakaq.supervisor.child import Child, State
+from wakaq.supervisor.dispatcher import Dispatcher
+from wakaq.supervisor.fork_server import Endpoints
 
 
 class Record(Child):
     """A Child with the worker's end of its channel, and short ways to a state."""
 
-    serial = 0
+    numbers = itertools.count(1)
 
-    def __hash__(self):
-        return self.serial  # so that a set of them has the same order in every run
+    def __init__(self, slot, command, queue, *, is_leader=True):
+        self.process = subprocess.Popen(
+            command, process_group=0 if is_leader else None, stdout=subprocess.PIPE
+        )
+        ours, theirs = multiprocessing.Pipe()
+        with tempfile.TemporaryFile() as shared, tempfile.TemporaryFile() as stacks:
+            os.ftruncate(shared.fileno(), SIZE)
+            progress = Progress(shared.fileno())
+            progress.end()
+            endpoints = Endpoints(
+                Channel(ours, is_blocking=False), progress, os.dup(stacks.fileno())
+            )
+        super().__init__(slot, self.process.pid, endpoints)
+        self.theirs = Channel(theirs, is_blocking=True)
+        self.queue = queue
 
-    def __init__(self, number, process, queues):
-        ours, theirs = socket.socketpair()
-        ours.settimeout(0)
-        stacks = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115 - closed with the child
-        super().__init__(number, process, Channel(ours), Progress(), os.dup(stacks.fileno()))
-        stacks.close()
-        self.theirs = Channel(theirs)
-        self.lanes = [Lane("me", queue, number, f"lane:{queue.name}:{number}") for queue in queues]
-        self.is_ready = True
+    @property
+    def claims(self):
+        """What it has, in order of assignment."""
+        return list(self.assigned.values())
 
-    def have(self, *names, is_async=False, queue=-1, **counts):
-        """Assign messages of these names; returns their slots."""
+    def have(self, *names, is_async=False, **counts):
+        """Assign messages of these names; returns their rows."""
         payloads = [Message(name, [], {}, **counts).encode() for name in names]
-        slots = self.assign([Claim(self.lanes[queue], payload) for payload in payloads])
-        if is_async:
-            self.async_slots.update(dict.fromkeys(slots, 1.0))
-        return slots
+        claims = [Claim(self.queue, payload, next(self.numbers)) for payload in payloads]
+        return self.assign(claims, is_async=is_async)
 
     def run(self, *names, now=0.0, soft=None, hard=None, **counts):
         """Assign messages, and begin the first."""
-        slots = self.have(*names, **counts)
-        self.progress.begin(slots[0], now, soft, hard)
-        assert self.progress.states[slots[0]] == STARTED
-        return slots
+        rows = self.have(*names, **counts)
+        self.progress.begin(rows[0], now, soft, hard)
+        return rows
+
+    def end(self):
+        """End the process; returns its status."""
+        self.process.kill()
+        return self.process.wait(5)
 
     def discard(self):
-        self.process.end()
+        self.end()
+        self.process.stdout.close()
         self.theirs.close()
         if not self._is_reaped:
             self.reap()
+        # Now, and not when pytest forgets the child: the memory has a descriptor, too.
+        progress = self.progress
+        for view in (progress.states, progress.hard_deadlines, progress._words):
+            view.release()
+        progress._memory.close()
 
 
-@pytest.fixture
-def app():
-    app = WakaQ(queues=[(0, "high"), (1, "low")], max_redeliveries=2)
+class Clock:
+    """Stands in for the module `time` somewhere: a clock that the test moves."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def monotonic(self):
+        return self.now
+
+
+def make_app(*, has_async=False, **options):
+    """Return an application with the queues high and low, and one task, or one of each kind."""
+    app = WakaQ(**{"queues": [(0, "high"), (1, "low")]} | options)
 
     @app.task
     def sync(): ...
 
-    @app.task
-    async def coroutine(): ...
+    if has_async:
+
+        @app.task
+        async def coroutine(): ...
 
     return app
 
 
 @pytest.fixture
+def app():
+    return make_app(max_redeliveries=2)
+
+
+@pytest.fixture
+def redis_app(app_url):
+    """The same, on the session's server."""
+    app = make_app(url=app_url, wait_timeout=0.1, concurrency=2)
+    with contextlib.closing(app.broker):
+        yield app
+
+
+@pytest.fixture
+def outage():
+    return Outage()
+
+
+@pytest.fixture
+def clock():
+    return Clock(time.monotonic())
+
+
+@pytest.fixture
 def make_child(app):
-    """`make_child(number)` returns a ready `Record`; its process runs a command that lasts."""
-    serials = itertools.count()
+    """`make_child(slot)` returns a serving `Record`; its process runs a command that lasts."""
     with contextlib.ExitStack() as stack:
 
-        def make(number=1, *command):
-            child = Record(number, Sleeper(command) if command else Sleeper(), app.queues)
-            child.serial = next(serials)
+        def make(slot=1, *command, is_leader=True):
+            child = Record(slot, command or ("sleep", "60"), app.queues[-1], is_leader=is_leader)
             stack.callback(child.discard)
+            child.state, child.has_served = State.SERVING, True
             return child
 
         yield make
@@ -112,3 +144,137 @@ def make_child(app):
 @pytest.fixture
 def child(make_child):
     return make_child()
+
+
+class Stage:
+    """A dispatcher whose thread is the test, and which says nothing to Redis unless it is started.
+
+    `changed` are the children that the main thread was told of.
+    """
+
+    def __init__(self, app, make_child):
+        self.app = app
+        self.make_child = make_child
+        self.changed = []
+        self.outage = Outage()
+        self.dispatcher = Dispatcher(app, self.outage, self.changed.append)
+        self.group = self.dispatcher.groups[0]
+        self.number = itertools.count(1)
+        self.threads = []
+
+    def start(self):
+        """Register, and start the threads that talk to Redis."""
+        self.dispatcher.register()
+        self.start_threads()
+
+    def start_threads(self):
+        for group in self.dispatcher.groups:
+            self.threads += (group.sender, *group.wakers)
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self):
+        """End these threads."""
+        for thread in self.threads:
+            thread.stop()
+        for thread in self.threads:
+            thread.join(5)
+
+    def close(self):
+        self.stop()
+        mailbox = self.dispatcher._mailbox
+        self.dispatcher._selector.close()
+        os.close(mailbox._reader)
+        os.close(mailbox._writer)
+        self.app.broker.close()
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    def join(self, slot=1, *, is_ready=True):
+        """Have a worker join."""
+        child = self.make_child(slot)
+        child.queue = self.app.queues[-1]
+        child.state, child.has_served = State.STARTING, False
+        self.dispatcher.join_child(child)
+        if is_ready:
+            self.say(child, Ready())
+        return child
+
+    def say(self, child, *frames):
+        """Have the dispatcher hear what a worker says."""
+        for frame in frames:
+            child.theirs.send(frame)
+        self.dispatcher._attend(child, selectors.EVENT_READ)
+
+    def finish(self, child, *rows, busy=0.2):
+        """Have a worker report tasks as done, all that it has unless they are given."""
+        rows = rows or tuple(child.assigned)
+        timed = sum(row not in child.async_rows for row in rows)
+        self.say(child, Done(list(rows), timed, busy * timed))
+
+    def die(self, child):
+        child.theirs.close()
+        self.dispatcher._attend(child, selectors.EVENT_READ)
+
+    # -- claims ----------------------------------------------------------------------------------
+
+    def claims(self, *payloads, queue=None):
+        queue = queue or self.app.queues[-1]
+        return [Claim(queue, payload, next(self.number)) for payload in payloads]
+
+    def hand_out(self, *payloads):
+        """Have payloads handed out that were just claimed; returns their claims."""
+        claims = self.claims(*payloads)
+        self.dispatcher._hand_out(claims)
+        self.step()
+        return claims
+
+    def acked(self):
+        """Return the claims that were acked since the last call."""
+        done = self.group.inflight.done
+        claims = done.copy()
+        done.clear()
+        return claims
+
+    def settled(self):
+        """Return what was decided otherwise since the last call: action and claim."""
+        decided = self.group.inflight.settlements
+        found = [(settlement.action, claim) for claim, settlement in decided]
+        decided.clear()
+        return found
+
+    def requeued(self):
+        """Return what goes back, nothing else being decided, in the order of its numbers."""
+        settled = self.settled()
+        assert {action for action, _ in settled} <= {Action.REQUEUE}
+        return sorted((claim for _, claim in settled), key=lambda claim: claim.number)
+
+    def step(self):
+        """Do a step that does not wait."""
+        self.dispatcher.post(lambda: None)
+        self.dispatcher._step()
+
+    def step_until(self, is_true, within=10.0):
+        deadline = time.monotonic() + within
+        while not is_true():
+            assert time.monotonic() < deadline, "it did not happen"
+            self.dispatcher.post(time.sleep, 0.001)
+            self.dispatcher._step()
+
+
+@pytest.fixture
+def make_stage(make_child):
+    """`make_stage(**options)` returns a `Stage` for an application, perhaps with async tasks."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*, has_async=False, **options):
+            stage = Stage(make_app(has_async=has_async, **options), make_child)
+            stack.callback(stage.close)
+            return stage
+
+        yield make
+
+
+@pytest.fixture
+def stage(make_stage):
+    return make_stage()

@@ -4,14 +4,8 @@ import signal
 
 import pytest
 
-from wakaq.frames import Assign, Ping
+from wakaq.channel import Assign, Ping
 from wakaq.supervisor.heartbeat import SILENCE, Heartbeat
-from wakaq.service import Outage
-
-
-@pytest.fixture
-def outage():
-    return Outage()
 
 
 @pytest.fixture
@@ -46,7 +40,7 @@ def test_a_worker_that_is_silent_for_too_long_with_no_task_is_killed(child, hear
 
     assert heartbeat.silent == {child}
     assert child.death.reason == "it did not answer"
-    assert child.reap() == -signal.SIGKILL
+    assert child.process.wait(5) == -signal.SIGKILL
     # One ping is enough: what waits in front of it would only grow.
     assert child.theirs.receive() == [Ping()]
 
@@ -72,14 +66,14 @@ def test_after_a_pause_of_our_own_workers_get_their_time_anew(child, heartbeat):
 
 
 def test_a_worker_that_boots_is_not_pinged(child, heartbeat):
-    child.is_ready = False
+    child.has_served = False
     beats(heartbeat, 100, 102 + int(SILENCE))
 
     assert child.death is None
 
 
 def fill(child):
-    while child.channel.send(Assign(0, 0, [1], [b"x" * 100_000])):
+    while child.channel.send(Assign("me", 0, [1], [1], [b"x" * 100_000])):
         pass
 
 
@@ -88,7 +82,7 @@ def empty(child):
         child.theirs.receive()
 
 
-def test_a_worker_whose_socket_was_full_is_asked_later_and_lives(child, heartbeat):
+def test_a_worker_whose_channel_was_full_is_asked_later_and_lives(child, heartbeat):
     fill(child)
     heartbeat.tick(100.0)
     empty(child)
@@ -104,7 +98,7 @@ def test_a_worker_whose_socket_was_full_is_asked_later_and_lives(child, heartbea
     assert child.death is None
 
 
-def test_a_worker_whose_socket_stays_full_is_silent(child, heartbeat):
+def test_a_worker_whose_channel_stays_full_is_silent(child, heartbeat):
     fill(child)
     beats(heartbeat, 100, 101 + int(SILENCE))
 

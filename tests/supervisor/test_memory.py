@@ -8,12 +8,6 @@ import pytest
 
 from wakaq.supervisor import memory as memory_module
 from wakaq.supervisor.memory import GRACE, Memory, rss, used_percent
-from wakaq.service import Outage
-
-
-@pytest.fixture
-def outage():
-    return Outage()
 
 
 @pytest.fixture
@@ -23,7 +17,7 @@ def posted():
 
 @pytest.fixture
 def memory(make_child, posted, outage):
-    children = [make_child(number) for number in (1, 2)]
+    children = [make_child(slot) for slot in (1, 2)]
     used = [50.0]
     guard = Memory(lambda: children, posted.append, 80, outage, lambda: used[0])
     guard.test_used, guard.test_children = used, children
@@ -113,6 +107,6 @@ def test_the_heaviest_worker_is_the_victim(memory, posted, monkeypatch):
 
 def test_a_living_worker_takes_memory_and_one_that_is_gone_takes_none(child):
     assert rss(child) > 0
-    child.process.end()
+    child.end()
 
     assert rss(child) == 0

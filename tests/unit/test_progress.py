@@ -33,8 +33,9 @@ def test_progress_is_seen_through_the_memory_that_is_shared(views):
     assert supervisor.states[ROWS - 1] == STARTED
     assert supervisor.pong_at == 99.0
     worker.states[ROWS - 1] = FINISHED
-    worker.end()
+    worker.end(ROWS - 1)
     assert (supervisor.row, supervisor.soft_deadline) == (-1, 0.0)
+    assert supervisor.hard_deadlines[ROWS - 1] == 0.0
     assert supervisor.states[ROWS - 1] == FINISHED
 
 
@@ -52,7 +53,7 @@ def test_rows_do_not_touch_each_other(views):
 def test_a_task_without_limits_clears_those_of_the_one_before(views):
     worker, _ = views
     worker.begin(7, 100.0, 2.0, 3.0)
-    worker.end()
+    worker.end(7)
     worker.begin(7, 200.0, None, None)
 
     assert (worker.soft_deadline, worker.hard_deadlines[7]) == (0.0, 0.0)

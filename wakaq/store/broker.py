@@ -1,7 +1,8 @@
 """What an application, a supervisor, a worker and a scheduler ask of Redis.
 
-State changes are Lua scripts, one file each in `wakaq/store/lua`. Nothing is retried here: whether a call may be
-repeated is known only to its caller. Not for turns, which are `turns`, nor for the registry, which is `registry`.
+State changes are Lua scripts, one file each in `wakaq/store/lua`. Nothing is retried here: whether
+a call may be repeated is known only to its caller. Not for turns, which are `turns`, nor for the
+registry, which is `registry`.
 """
 
 import json
@@ -77,7 +78,10 @@ class Broker(Client):
     # -- supervisors -------------------------------------------------------------------------------
 
     def wait_for_work(self, queue: Queue) -> bool:
-        """Wait up to `wait_timeout` for a payload in a queue; returns whether one is in its head now."""
+        """Wait up to `wait_timeout` for a payload in a queue.
+
+        Returns whether one is in its head now.
+        """
         keys = self.keys.of(queue)
         wait = self.settings.wait_timeout
         command = pack("BLMOVE", keys.queue, keys.head, "LEFT", "RIGHT", wait)

@@ -1,4 +1,6 @@
-"""One process's connections to Redis, and what its errors mean. Not for what is said: that is `broker`.
+"""One process's connections to Redis, and what its errors mean.
+
+Not for what is said: that is `broker`.
 
 The only module that imports redis, and only by its public interface.
 """
@@ -28,7 +30,8 @@ from wakaq.settings import Settings
 RedisError = redis.RedisError
 ResponseError = redis.ResponseError
 
-# Refusals of a server that is there and cannot serve now. It heals without us, so nothing is given up meanwhile.
+# Refusals of a server that is there and cannot serve now. It heals without us, so nothing is given
+# up meanwhile.
 _PASSING = (
     "BUSY",
     "CLUSTERDOWN",
@@ -50,15 +53,18 @@ logger = logging.getLogger("wakaq.store")
 
 
 def is_outage(error: BaseException) -> bool:
-    """Tell whether Redis is away, or cannot serve for now; else it refuses this call for what it is."""
+    """Tell whether Redis is away, or cannot serve for now.
+
+    Else it refuses this call for what it is.
+    """
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return False
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return True
     if isinstance(error, redis.exceptions.ReadOnlyError | redis.exceptions.OutOfMemoryError):
         return True
-    # redis-py knows some of them as types, and removes the word; others it leaves in the text, and Redis 6.2 puts it
-    # behind the name of the script that was refused.
+    # redis-py knows some of them as types, and removes the word; others it leaves in the text, and
+    # Redis 6.2 puts it behind the name of the script that was refused.
     if isinstance(error, redis.exceptions.ClusterDownError | redis.exceptions.TryAgainError):
         return True
     if not isinstance(error, redis.ResponseError):
@@ -79,8 +85,8 @@ class Connection:
     def __init__(self, pool: Any) -> None:
         self._connection: Any = pool.connection_class(**pool.connection_kwargs)
         self._is_open = False  # an earlier call was answered
-        # Whether a reply is still to come. A SoftTimeout, say, may end a call between a command and its reply, which
-        # the next command must not read.
+        # Whether a reply is still to come. A SoftTimeout, say, may end a call between a command and
+        # its reply, which the next command must not read.
         self.is_owed = False
 
     def call(self, command: bytes) -> Any:
@@ -97,7 +103,8 @@ class Connection:
             reply = self._connection.read_response()
         except redis.ResponseError as error:
             self.is_owed = False
-            # Where it cannot serve, another server may be the primary by now: a new connection leads there.
+            # Where it cannot serve, another server may be the primary by now: a new connection
+            # leads there.
             if is_outage(error):
                 self._connection.disconnect()
             else:
@@ -135,7 +142,8 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.client: Any = _connect(redis.Redis, Retry(NoBackoff(), 0), settings)
-        # Event loop -> its own client, the gate to its connections, and what closes it with the loop.
+        # Event loop -> its own client, the gate to its connections, and what closes it with the
+        # loop.
         self._async_clients: dict[Any, tuple[Any, asyncio.Semaphore, Any]] = {}
         self._local = threading.local()
         self._reported: dict[str, float] = {}  # refusal -> when to log it again
@@ -160,7 +168,8 @@ class Client:
     def connection(self) -> Connection:
         """Return this thread's own connection, in this process."""
         local = self._local
-        # One that is owed a reply is in use by what a signal handler interrupted, or was left by a SoftTimeout.
+        # One that is owed a reply is in use by what a signal handler interrupted, or was left by a
+        # SoftTimeout.
         if getattr(local, "pid", None) != os.getpid() or local.connection.is_owed:
             local.connection, local.pid = Connection(self.client.connection_pool), os.getpid()
         return local.connection  # type: ignore[no-any-return]
@@ -178,7 +187,10 @@ class Client:
             return connection.call(command)
 
     def report_refusal(self, refusal: str) -> None:
-        """Log what Redis refuses, such as a key of a wrong type: once a minute, not at every call."""
+        """Log what Redis refuses, such as a key of a wrong type.
+
+        Once a minute, not at every call.
+        """
         now = time.monotonic()
         if now >= self._reported.get(refusal, 0.0):
             if len(self._reported) > MOST_REFUSALS:

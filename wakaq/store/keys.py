@@ -2,25 +2,25 @@
 
 Not for commands: those are in `broker` and in the scripts.
 
-==================================  ======  ==========================================  ==============
-key                                 type    contents                                    deleted by
-==================================  ======  ==========================================  ==============
-``wakaq:<queue>``                   list    waiting payloads, left is the front         claims, purge
-``wakaq:head:<queue>``              list    its front part: what a wake-up has moved;   claims, purge,
-                                            claimed first                               leave, rescue
-``wakaq:eta:<queue>``               zset    delayed payloads, scored by due unix time   promotion,
-                                                                                        purge
-``wakaq:inflight:<queue>:<id>``     hash    sequence number -> payload that supervisor  settlements,
-                                            `id` has claimed                            adopt, rescue
-``wakaq:dead:<queue>``              list    dead letters (JSON), newest first, capped   dead retry,
-                                                                                        dead purge
-``wakaq:stats:<queue>``             hash    counters done, retried, dead, redelivered   nobody
-``wakaq:registry:workers``          hash    supervisor id -> its entry (JSON)           leave, rescue
-``wakaq:registry:turns``            hash    supervisor id -> number and token of its    leave, rescue,
-                                            last turn, and what that turn gave          adopt
-``wakaq:cron:<queue>:<schedule>``   string  unix time of the last tick enqueued         expires
+==================================  ======  ========================================  =============
+key                                 type    contents                                  deleted by
+==================================  ======  ========================================  =============
+``wakaq:<queue>``                   list    waiting payloads, left is the front       claims, purge
+``wakaq:head:<queue>``              list    its front part: what a wake-up moved;     claims,
+                                            claimed first                             purge, leave
+``wakaq:eta:<queue>``               zset    delayed payloads, by due unix time        promotion,
+                                                                                      purge
+``wakaq:inflight:<queue>:<id>``     hash    sequence number -> payload that           settlements,
+                                            supervisor `id` has claimed               adopt, rescue
+``wakaq:dead:<queue>``              list    dead letters (JSON), newest first,        dead retry,
+                                            capped                                    dead purge
+``wakaq:stats:<queue>``             hash    done, retried, dead, redelivered          nobody
+``wakaq:registry:workers``          hash    supervisor id -> its entry (JSON)         leave, rescue
+``wakaq:registry:turns``            hash    supervisor id -> number and token of its  leave,
+                                            last turn, and what that turn gave        rescue, adopt
+``wakaq:cron:<queue>:<schedule>``   string  unix time of the last tick enqueued       expires
 ``wakaq-broadcast``                 pubsub  broadcast payloads
-==================================  ======  ==========================================  ==============
+==================================  ======  ========================================  =============
 
 The last release of WakaQ without `head` kept what it had claimed in lists,
 ``wakaq:inflight:<queue>:<id>:<lane>``, and renamed the registry entry of a dead supervisor to
@@ -50,8 +50,10 @@ class QueueKeys(NamedTuple):
     @classmethod
     def of(cls, prefix: str, name: str) -> "QueueKeys":
         """Spell the keys of the queue of this name."""
-        kinds = (f"{prefix}:{kind}:{name}" for kind in ("head", "eta", "dead", "stats"))
-        return cls(f"{prefix}:{name}", *kinds, f"{prefix}:inflight:{name}:")
+        head, eta, dead, stats = (
+            f"{prefix}:{kind}:{name}" for kind in ("head", "eta", "dead", "stats")
+        )
+        return cls(f"{prefix}:{name}", head, eta, dead, stats, f"{prefix}:inflight:{name}:")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Who is registered, and the steps of a rescue. Not for deciding who is dead: that is `wakaq.supervisor.lease`."""
+"""Who is registered, and the steps of a rescue.
+
+Not for deciding who is dead: that is `wakaq.supervisor.lease`.
+"""
 
 import contextlib
 import json
@@ -16,7 +19,10 @@ from wakaq.store.keys import SlotGroup
 
 @dataclass(frozen=True)
 class EntryKeys:
-    """The keys of one queue of a supervisor, as its entry has them: the queue may be named otherwise here."""
+    """The keys of one queue of a supervisor, as its entry has them.
+
+    The queue may be named otherwise here.
+    """
 
     queue: str
     head: str
@@ -72,7 +78,10 @@ class Registry:
     # -- rescue ------------------------------------------------------------------------------------
 
     def fence(self, supervisor_id: str, turn: bytes) -> bool:
-        """Evict a supervisor whose last turn is still this one, empty for none; False if it has moved."""
+        """Evict a supervisor whose last turn is still this one, empty for none.
+
+        False if it has moved.
+        """
         return bool(self._broker.run_script("fence", [self.group.turns], [supervisor_id, turn]))
 
     def inflight(self, keys: EntryKeys) -> list[int]:
@@ -87,7 +96,9 @@ class Registry:
     def rescue(
         self, supervisor_id: str, keys: EntryKeys, page: Sequence[tuple[int, bytes, bytes]]
     ) -> int:
-        """Put a page of in-flight payloads back to the front of their queue; returns how many were there.
+        """Put a page of in-flight payloads back to the front of their queue.
+
+        Returns how many were there.
 
         Args:
             supervisor_id: Whose they were.
@@ -111,7 +122,10 @@ def new_supervisor_id(kind: str = "") -> str:
 
 
 def host_identity() -> str:
-    """Return what tells apart machines, their boots, and containers: a pid means something only within all three."""
+    """Return what tells apart machines, their boots, and containers.
+
+    A pid means something only within all three.
+    """
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -120,7 +134,10 @@ def host_identity() -> str:
 
 
 def is_alive(pid: Any) -> bool:
-    """Tell whether a process of that number lives on this host; if it is another one by now, its lease ends the wait."""
+    """Tell whether a process of that number lives on this host.
+
+    If it is another one by now, its lease ends the wait.
+    """
     if not isinstance(pid, int) or not 0 < pid < 1 << 31:
         return True
     try:
@@ -140,9 +157,13 @@ def keys_of_entry(entry: Mapping[str, Any]) -> list[EntryKeys] | None:
         return None
     found = []
     for one in named:
-        names = [one.get(name) for name in ("queue", "head", "inflight", "stats")] if isinstance(one, dict) else []
+        names = (
+            [one.get(name) for name in ("queue", "head", "inflight", "stats")]
+            if isinstance(one, dict)
+            else []
+        )
         if names and all(isinstance(name, str) for name in names):
-            found.append(EntryKeys(*names))
+            found.append(EntryKeys(*map(str, names)))
     return found
 
 

@@ -1,32 +1,39 @@
-"""Turns: the one protocol by which claimed payloads change. What a supervisor has claimed, and what it asks next.
+"""Turns: the one protocol by which claimed payloads change.
 
-A turn is one numbered exchange with Redis. It settles what is finished and claims what is wanted. The server keeps for
-each supervisor the number of its last turn, a token that it answered with, and what it gave:
+What a supervisor has claimed, and what it asks next.
 
-=======================================  =========================================================================
-the server has                           then
-=======================================  =========================================================================
-the number before, with the turn's token execute: settle, claim, remember, answer with claims and the new token
-this number                              executed before, its answer was lost: execute nothing, answer again
-nothing, or anything else                evicted: the supervisor was declared dead, or Redis lost its last writes
-=======================================  =========================================================================
+A turn is one numbered exchange with Redis. It settles what is finished and claims what is wanted.
+The server keeps for each supervisor the number of its last turn, a token that it answered with, and
+what it gave:
 
-So after any error the same turn is sent again, to the byte, until it is answered. An evicted supervisor registers under
-a new id, whose first turn adopts what its workers still hold.
+================================  =============================================================
+the server has                    then
+================================  =============================================================
+the number before, with the       execute: settle, claim, remember, answer with the claims and
+turn's token                      the new token
+this number                       executed before, and its answer was lost: execute nothing,
+                                  answer again
+nothing, or anything else         evicted: the supervisor was declared dead, or Redis lost its
+                                  last writes
+================================  =============================================================
+
+So after any error the same turn is sent again, to the byte, until it is answered. An evicted
+supervisor registers under a new id, whose first turn adopts what its workers still hold.
 
 A claim is known by its number, never by its bytes. Its states, and who moves it:
 
-=========  =======================================================  ==============================================
-state      it is in                                                 moved on by
-=========  =======================================================  ==============================================
-waiting    the queue, or its head                                   a turn that claims: `InFlight.answered`
-in flight  the in-flight hash, and `InFlight.claims`                `InFlight.settle`, once it is decided
-settled    the same, and `InFlight.settlements`                     a turn that settles: `InFlight.answered`
-refused    the same, and `InFlight.refused`: a key of a wrong type  `InFlight.retry_refused`, back to settled
-gone       neither; another's, if number is 0                       nobody
-=========  =======================================================  ==============================================
+=========  =============================================  ========================================
+state      it is in                                       moved on by
+=========  =============================================  ========================================
+waiting    the queue, or its head                         a turn that claims: `InFlight.answered`
+in flight  the in-flight hash, and `InFlight.claims`      `acknowledge` or `settle`
+settled    the same, and `done` or `settlements`          a turn that settles: `answered`
+refused    the same, and `refused`: a key of wrong type   `retry_refused`, back to settled
+gone       none; its number is 0                          nobody
+=========  =============================================  ========================================
 
-Used by the dispatcher, and by a worker whose supervisor died. Not for deciding what becomes of a claim.
+Used by the dispatcher, and by a worker whose supervisor died. Not for deciding what becomes of a
+claim.
 """
 
 import logging
@@ -69,7 +76,7 @@ class TurnAnswer:
 
     token: str
     claims: list[Claim]
-    failed: list[int]  # the places of settlements that could not be made, in the turn's order
+    failed: set[int]  # the places of settlements that could not be made; acks come after them
     errors: list[str]
 
 
@@ -80,8 +87,8 @@ class Turn:
     keys: Sequence[str]
     args: Sequence[object]
     queues: Sequence[Queue]  # by their place in the keys
-    settled: int  # how many of the settlements that wait it carries
-    operations: Sequence[Sequence[Claim]]  # what each operation settles
+    done: int  # how many of the acks that wait it carries
+    settled: Sequence[tuple[Claim, Settlement]]  # the others, each an operation, in their order
     wanted: int
 
     def send(self, broker: Broker) -> TurnAnswer | None:
@@ -105,7 +112,7 @@ class Turn:
                     claims.append(Claim(self.queues[place], text, number))
                 else:
                     errors.append(text.decode(errors="replace"))
-        return TurnAnswer(token, claims, [index - 1 for index in failed], errors)
+        return TurnAnswer(token, claims, {index - 1 for index in failed}, errors)
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,10 @@ class Registered:
 
 @dataclass(frozen=True)
 class Registration:
-    """Announces a process in a slot group. Each attempt is a new id, so that a late one changes nothing."""
+    """Announces a process in a slot group.
+
+    Each attempt is a new id, so that a late one changes nothing.
+    """
 
     group: SlotGroup
     make_entry: Callable[[str], dict[str, Any]]  # of an id
@@ -230,6 +240,7 @@ class InFlight:
         self._token = ""  # which it was answered with
         self._next_claim = 1  # the number of the next claim; it never goes back, whatever the id
         self.claims: dict[int, Claim] = {}
+        self.done: list[Claim] = []
         self.settlements: list[tuple[Claim, Settlement]] = []
         self.refused: list[tuple[Claim, Settlement]] = []
 
@@ -245,43 +256,41 @@ class InFlight:
 
     # -- settling and claiming ---------------------------------------------------------------------
 
+    @property
+    def to_settle(self) -> int:
+        """How many settlements wait for the next turn."""
+        return len(self.done) + len(self.settlements)
+
+    def acknowledge(self, claims: Iterable[Claim]) -> None:
+        """Have the next turn forget what is done."""
+        self.done += [claim for claim in claims if claim.number]
+
     def settle(self, claim: Claim, settlement: Settlement) -> None:
         """Have the next turn make a decision true."""
-        if claim.number:
+        if settlement.action is Action.ACK:
+            self.acknowledge([claim])
+        elif claim.number:
             self.settlements.append((claim, settlement))
 
     def turn(self, wanted: int) -> Turn:
         """Return the next turn. It may be made again, with more, until it is sent."""
-        operations: list[Sequence[Claim]] = []
-        args: list[object] = []
-        done: dict[Queue, list[Claim]] = defaultdict(list)
-        for claim, settlement in self._in_order():
+        args: list[object] = [
+            self.supervisor_id, self._number + 1, self._token, wanted, self._next_claim,
+        ]  # fmt: skip
+        settled = sorted(self.settlements, key=_front_first)
+        for claim, settlement in settled:
             assert claim.queue is not None
-            if settlement.action is Action.ACK:
-                done[claim.queue].append(claim)
-            else:
-                operations.append([claim])
-                args += (settlement.action.value, self._places[claim.queue], claim.number)
-                args += self._details(settlement)
-        for queue, claims in done.items():
-            ranges = _ranges(claim.number for claim in claims)
-            operations.append(claims)
+            args += (settlement.action.value, self._places[claim.queue], claim.number)
+            args += self._details(settlement)
+        numbers: dict[Queue | None, list[int]] = defaultdict(list)
+        for claim in self.done:
+            numbers[claim.queue].append(claim.number)
+        for queue, of_queue in numbers.items():
+            assert queue is not None
+            ranges = _ranges(of_queue)
             args += ("ack", self._places[queue], len(ranges) // 2, *ranges)
-        head = (self.supervisor_id, self._number + 1, self._token, wanted, self._next_claim)
-        return Turn(
-            keys=self._turn_keys(),
-            args=(*head, *args),
-            queues=self._group.queues,
-            settled=len(self.settlements),
-            operations=operations,
-            wanted=wanted,
-        )
-
-    def _in_order(self) -> list[tuple[Claim, Settlement]]:
-        """Return the settlements, those first that push to the front: the lowest number last, so it is foremost."""
-        to_front = [pair for pair in self.settlements if pair[1].action in TO_FRONT]
-        to_front.sort(key=lambda pair: pair[0].number, reverse=True)
-        return to_front + [pair for pair in self.settlements if pair[1].action not in TO_FRONT]
+        queues = self._group.queues
+        return Turn(self._turn_keys(), args, queues, len(self.done), settled, wanted)
 
     def _details(self, settlement: Settlement) -> tuple[object, ...]:
         match settlement.action:
@@ -305,20 +314,25 @@ class InFlight:
         """Take note that a turn was answered; return what it claimed."""
         self._number += 1
         self._token = answer.token
-        failed = {id(claim) for place in answer.failed for claim in turn.operations[place]}
-        for claim, settlement in self.settlements[: turn.settled]:
-            if id(claim) in failed:
+        for place, (claim, settlement) in enumerate(turn.settled):
+            if place in answer.failed:
                 self.refused.append((claim, settlement))
             else:
-                del self.claims[claim.number]
-                claim.number = 0
-        del self.settlements[: turn.settled]
+                self._forget(claim)
+        del self.settlements[: len(turn.settled)]
+        for claim in self.done[: turn.done]:
+            self._forget(claim)
+        del self.done[: turn.done]
         for error in answer.errors:
             self._broker.report_refusal(error)
         for claim in answer.claims:
             self.claims[claim.number] = claim
         self._next_claim += turn.wanted
         return answer.claims
+
+    def _forget(self, claim: Claim) -> None:
+        del self.claims[claim.number]
+        claim.number = 0
 
     def retry_refused(self) -> None:
         """Have the next turn try again what Redis refused."""
@@ -367,7 +381,10 @@ class InFlight:
         return Adopt(keys, args, claims, self._next_claim)
 
     def adopted(self, adopt: Adopt, answer: AdoptAnswer) -> None:
-        """Take note of what is ours under the new id: what was not found is settled, or somebody else's."""
+        """Take note of what is ours under the new id.
+
+        What was not found is settled, or somebody else's.
+        """
         self._number += 1
         self._token = answer.token
         self._former_id = ""
@@ -379,9 +396,11 @@ class InFlight:
             if claim.number:
                 self.claims[number] = claim
             elif payload is not None:
-                # After a failover that forgot some turns an old number can mean another call, which nobody runs.
+                # After a failover that forgot some turns an old number can mean another call, which
+                # nobody runs.
                 other = self.claims[number] = Claim(claim.queue, payload, number)
                 self.settlements.append((other, REQUEUE))
+        self.done = [claim for claim in self.done if claim.number]
         self.settlements = [pair for pair in self.settlements if pair[0].number]
         self.refused = [pair for pair in self.refused if pair[0].number]
 
@@ -392,6 +411,12 @@ class InFlight:
             of = self._broker.keys.of(queue)
             keys += (of.inflight + self.supervisor_id, of.head, of.queue)
         return Leave(keys, (self.supervisor_id, self._number + 1, self._token))
+
+
+def _front_first(pair: tuple[Claim, Settlement]) -> int:
+    """Sort what goes to the front before the rest, the lowest number last, to be foremost."""
+    claim, settlement = pair
+    return -claim.number if settlement.action in TO_FRONT else 0
 
 
 def _ranges(numbers: Iterable[int]) -> list[int]:

@@ -1,28 +1,68 @@
-"""The supervisor process: one file a thread. It runs no task code.
+"""The supervisor process: one file a thread, and pure parts beside them. It runs no task code.
 
-==============  =====================================================  ==========================================
-thread          owns                                                   speaks to
-==============  =====================================================  ==========================================
-main            spawning, reaping, signals, the order of shutdown      dispatcher
-dispatcher      every claim, the children's capacity, all frames in    Redis, children, main
-heartbeat       who has not answered since when                        children (Ping), `Child.kill`
-timeouts        who is to be killed for its task                       `Child.signal`, `Child.kill`
-memory          the victim                                             dispatcher, `Child.kill`
-broadcast       the subscription                                       Redis, dispatcher
-promoter        nothing                                                Redis
-lease           our heartbeat, what was seen of the others'            Redis
-scheduler       when schedules are due, with --scheduler               Redis
-==============  =====================================================  ==========================================
+Its threads, and what each owns. Each state has one owner: other threads read a snapshot, or post a
+call to the owner's mailbox (`wakaq.service`). A thread's name is `wakaq-` and the word here.
 
-The dispatcher is several files: `dispatcher` hears children and events, `crew` spreads work over the children, `claimer`
-asks Redis, `ledger` makes each settlement true once, and a `watcher` a queue waits, in the dispatcher's selector, for the
-server to say that there is work for an idle machine.
+==========  ============  ===========================================  =============================
+thread      file          owns                                         speaks to
+==========  ============  ===========================================  =============================
+main        `supervisor`  starting and reaping workers, signals, the   fork server, dispatcher
+                          order of shutdown
+dispatcher  `dispatcher`  every claim: what is in flight, who has it;  workers, turns, main
+                          each worker's capacity
+turns       `sender`      the request to Redis that is under way; one  Redis, dispatcher
+                          thread a slot group
+waker       `waker`       nothing: waits for work while workers are    Redis, turns
+                          idle; one thread a queue
+heartbeat   `heartbeat`   who has not answered since when              workers; `Child.kill`
+timeouts    `timeouts`    who is to be killed for its task             `Child.signal`, `Child.kill`
+memory      `memory`      the victim; only with `max_mem_percent`      dispatcher, `Child.kill`
+broadcast   `broadcast`   the subscription                             Redis, dispatcher
+promoter    `promoter`    nothing: moves what is due; one thread a     Redis
+                          slot group
+lease       `lease`       what was seen of other supervisors; renews   Redis
+                          this one's entry
+scheduler   (not here)    when schedules are due: `wakaq.scheduler`,   Redis
+                          only with `--scheduler`
+==========  ============  ===========================================  =============================
 
-State has one owner, and others post calls to its mailbox (`supervisor.service`); no lock is shared with a worker, as the
-lock of a process that is SIGKILLed is never free again. What a worker does is read from its progress row (`wakaq.frames`), also
-after its death. Workers are forked by a clean fork server, never from here, where threads hold locks.
+From the waker down each is a `Service`: a `tick` that neither loops nor sleeps. The pure parts:
+`child` (the record of a worker), `prefetch` (how much it is given), `worker_exit` (what becomes of
+what a dead one had), and `old_release` (steps for the lease's thread).
 
-Shutdown, in this order: promoter and broadcast end; the dispatcher claims nothing more and recalls what was not started;
-each worker exits after its task; the dispatcher settles the rest and ends; the other services end; the supervisor takes
-itself off the registry.
+Processes. Workers are not forked from here, where threads hold locks that a fork would copy in the
+locked state, but by the fork server (`fork_server`), which the main thread forks before there are
+other threads. No lock is shared with a worker either: one whose holder is SIGKILLed is never free
+again. Supervisor and worker share a pipe, and memory in which the worker says what it is doing
+(`wakaq.progress`), to be read also after its death.
+
+Frames on the pipe (`wakaq.channel`), whose supervisor's end never blocks:
+
+=========  ==============================  =========  ==============================================
+to it      sent by                         from it    what the dispatcher does
+=========  ==============================  =========  ==============================================
+Assign     dispatcher: payloads, a row     Ready      gives it work
+           for each                        Failed     notes why, for the main thread
+Recall     dispatcher: give back what is   Recalled   puts these back to the front
+           not begun                       Done       has these acknowledged
+Adopted    dispatcher: other numbers       Outcome    has this one settled as the worker decided
+Ping       heartbeat
+Stop       dispatcher: exit
+=========  ==============================  =========  ==============================================
+
+How a worker ends. The main thread sees the end of its process, or the dispatcher the end of its
+pipe. The dispatcher hears the last frames, settles what it had, and tells the main thread, which
+reaps it, logs how it ended once the fork server has told, and has its slot filled.
+
+Shutdown, in this order:
+
+1. main: promoter, broadcast and scheduler are told to end, and no worker is started any more.
+2. dispatcher: the wakers are told to end; nothing is claimed; suspects that wait and what workers
+   have not begun go back; each worker is told to exit when it has nothing left.
+3. main: waits until all workers are reaped. After `shutdown_timeout`, or at a second signal, they
+   are killed, and what they ran goes back uncounted.
+4. main: joins the threads of 1 and 2, as what they wait for must not come after the last turn.
+5. dispatcher: settles the rest, leaves the registry by a last turn in each slot group, and ends;
+   if Redis is away, after a while without.
+6. main: ends lease, heartbeat, timeouts and memory, which held until now, then the fork server.
 """

@@ -6,12 +6,15 @@ Not for choosing that worker.
 from collections.abc import Callable
 from typing import Any
 
-from wakaq.store.broker import Broker
 from wakaq.service import Outage, Service
+from wakaq.store.broker import Broker
 
 
 class Broadcast(Service):
-    """The thread that listens; what is published while Redis is away reaches nobody, as pub/sub has it."""
+    """The thread that listens.
+
+    What is published while Redis is away reaches nobody, as pub/sub has it.
+    """
 
     interval = 0.0
 
@@ -28,7 +31,8 @@ class Broadcast(Service):
                 self._subscription = self._broker.subscribe()
             message = self._subscription.get_message(timeout=self._broker.settings.wait_timeout)
             if self._subscription.health_check_response_counter > 1:
-                # A ping of `health_check_interval` ago has no answer: nothing may come over a connection that looks open.
+                # A ping of `health_check_interval` ago has no answer: nothing may come over a
+                # connection that looks open.
                 self._subscription.close()
                 self._subscription = None
         except BaseException:

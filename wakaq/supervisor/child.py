@@ -1,19 +1,20 @@
 """The supervisor's record of one worker process: what it has, and how to kill it.
 
-Not for the worker's own side, which is `wakaq.worker`, nor for decisions: threads decide, this remembers. How much a
-worker is to be given is in `prefetch`.
+Not for the worker's own side, which is `wakaq.worker`, nor for decisions: threads decide, this
+remembers. How much a worker is to be given is in `prefetch`.
 
 A child's life, and who moves it on:
 
-========  ==================================================  ==================================================
-state     meaning                                             moved on by
-========  ==================================================  ==================================================
-STARTING  forked; imports nothing, but runs hooks             dispatcher, at its Ready
-SERVING   takes work                                          dispatcher: its last task, memory, shutdown
-RETIRING  ends what it has, takes no more                     dispatcher, when it has nothing left
-STOPPING  told to exit                                        dispatcher, when its channel or its process has ended
-GONE      what it had is settled; to be reaped, replaced      main, which reaps it
-========  ==================================================  ==================================================
+========  ==============================================  ======================================
+state     meaning                                         moved on by
+========  ==============================================  ======================================
+STARTING  forked; runs the hooks of its start             dispatcher, at its Ready
+SERVING   takes work                                      dispatcher: last task, memory, shutdown
+RETIRING  ends what it has, takes no more                 dispatcher, when it has nothing left
+STOPPING  told to exit                                    dispatcher, when its channel or process
+                                                          has ended
+GONE      what it had is settled; to be replaced          main, which reaps it
+========  ==============================================  ======================================
 
 Every state can be followed by GONE: a worker may die at any time.
 """
@@ -47,7 +48,10 @@ class State(enum.Enum):
 
 
 class Death(NamedTuple):
-    """Why we killed a worker: the reason, and row and hard deadline of the task it was meant for, if any."""
+    """Why we killed a worker.
+
+    The reason, and row and hard deadline of the task it was meant for, if any.
+    """
 
     reason: str
     row: int = -1
@@ -68,15 +72,18 @@ class Child:
         # So that the worker writes at its end, however often it is emptied.
         fcntl.fcntl(self.stacks_fd, fcntl.F_SETFL, os.O_APPEND)
         self.spawned_at = time.monotonic()
-        # Readable when the process has ended, whether or not the fork server lives to tell; it cannot mean another
-        # process, as a pid can. None where the system has none: then the end of the channel tells.
+        # Readable when the process has ended, whether or not the fork server lives to tell; it
+        # cannot mean another process, as a pid can. None where the system has none: then the end of
+        # the channel tells.
         self.end_fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
 
         # Dispatcher thread only; other threads may look at state and claims.
         self.state = State.STARTING
         self.has_served = False  # it has booted
         self.assigned: dict[int, Claim] = {}  # by row
-        self.async_rows: dict[int, float] = {}  # of these, the async ones, with the moment of assignment
+        self.async_rows: dict[
+            int, float
+        ] = {}  # of these, the async ones, with the moment of assignment
         self.free_rows = list(range(ROWS))
         self.left: int | None = None  # how many more tasks it may be assigned; None: any number
         self.is_recalling = False  # asked for what it has not started, and yet to answer
@@ -97,11 +104,12 @@ class Child:
         # Written by the lease thread; the main thread reads it.
         self.rss = 0  # bytes, when it was last looked at
 
-        # Written by the thread that kills, before it does; read by the dispatcher once the worker is gone.
+        # Written by the thread that kills, before it does; read by the dispatcher once the worker
+        # is gone.
         self.death: Death | None = None
 
-        # Any thread, under _lock: a pid may be signalled only until it is reaped, then it can be someone else's; and the
-        # stacks may be read only until they are closed.
+        # Any thread, under _lock: a pid may be signalled only until it is reaped, then it can be
+        # someone else's; and the stacks may be read only until they are closed.
         self._lock = threading.Lock()
         self._is_reaped = False
 
@@ -127,6 +135,18 @@ class Child:
         if is_async:
             self.async_rows.update(dict.fromkeys(rows, time.monotonic()))
         return rows
+
+    def serve(self) -> None:
+        """Note that it has booted."""
+        self.has_served = True
+        if self.state is State.STARTING:
+            self.state = State.SERVING
+
+    def take_back(self, rows: list[int]) -> list[Claim]:
+        """Forget rows that it has not started, and return their claims."""
+        if self.left is not None:
+            self.left += len(rows)
+        return self.release(rows)
 
     def release(self, rows: list[int]) -> list[Claim]:
         """Forget rows that it reported, and return their claims."""

@@ -1,8 +1,10 @@
 """Owns every claim: which payload is in flight, and which worker has it.
 
-One thread, to be read from top to bottom: an event comes in (a frame from a worker, a call that another thread posted),
-is noted, and at the end of each step what waits is handed out and the next turns are planned. Nothing here waits for
-Redis: a `Sender` for each slot group does. While Redis is away, what workers report waits in `InFlight`.
+One thread, to be read from top to bottom: an event comes in (a frame from a worker, a call that
+another thread posted), is noted, and at the end of each step what waits is handed out and the next
+turns are planned. Nothing here waits for
+Redis: a `Sender` for each slot group does. While Redis is away, what workers report waits in
+`InFlight`.
 
 Not for starting or killing processes: that is the main thread's.
 """
@@ -19,17 +21,40 @@ from operator import attrgetter
 from typing import Any
 
 from wakaq.app import WakaQ
-from wakaq.channel import Adopted, Assign, Done, Failed, Frame, Outcome, Ready, Recall, Recalled, Stop
+from wakaq.channel import (
+    Adopted,
+    Assign,
+    Done,
+    Failed,
+    Frame,
+    Outcome,
+    Ready,
+    Recall,
+    Recalled,
+    Stop,
+)
 from wakaq.message import describe, name_of
 from wakaq.queue import Queue
+from wakaq.service import REGISTRY_UNUSABLE, Mailbox, Outage, crash, give_up
 from wakaq.store.connection import RedisError, is_outage
 from wakaq.store.registry import Registry
-from wakaq.store.settlement import ACK, REQUEUE, Action, Settlement
-from wakaq.store.turns import Adopt, Answer, Claim, InFlight, Leave, Registered, Registration, Request, Turn
+from wakaq.store.settlement import REQUEUE, Action, Settlement
+from wakaq.store.turns import (
+    Adopt,
+    AdoptAnswer,
+    Answer,
+    Claim,
+    InFlight,
+    Leave,
+    Registered,
+    Registration,
+    Request,
+    Turn,
+    TurnAnswer,
+)
 from wakaq.supervisor import prefetch
 from wakaq.supervisor.child import Child, State
 from wakaq.supervisor.sender import Sender
-from wakaq.service import REGISTRY_UNUSABLE, Mailbox, Outage, crash, give_up
 from wakaq.supervisor.waker import Idleness, Waker
 from wakaq.supervisor.worker_exit import settlements
 from wakaq.worker.outcome import is_suspect
@@ -40,8 +65,11 @@ BEAT = 1.0  # seconds between turns of an idle supervisor: others take it for de
 SETTLE_WITHIN = 0.005  # seconds until a settlement is sent that no demand takes along
 RECALL_EVERY = 0.025  # seconds between looks at what waits behind running tasks
 ASKED_FOR = 0.25  # seconds in which what one group was asked for is not asked of others
-SURPLUS_PAUSE = 0.05  # seconds without claims in the hope of a kind, after one that nobody could take
+SURPLUS_PAUSE = (
+    0.05  # seconds without claims in the hope of a kind, after one that nobody could take
+)
 MOST_IN_TURN = 4_096  # payloads; more would keep Redis from others
+EVICTED = "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
 MOST_ROUND_TRIP = 0.1  # seconds of a turn that count; more is an outage
 
 
@@ -71,11 +99,33 @@ class Group:
         self.next_step: Registration | Adopt | None = None  # to be sent before any turn
         self.is_short = False  # the last claim left nothing in the queues
         self.has_left = False
+        self.is_asked = False  # a request is on its way
         self.offered: tuple[object, ...] = ()  # what the request that waits was made of
         self.asked = 0  # how many payloads it was asked for
-        self.asked_until = 0.0  # until when that counts: a server that is away must not hold up others
+        self.asked_until = (
+            0.0  # until when that counts: a server that is away must not hold up others
+        )
         self.settle_at = 0.0  # when what is settled is to be sent
         self.beat_at = 0.0  # when a turn is to be made in any case
+
+    def has_settlement(self, now: float) -> None:
+        """Note that something is about to be settled."""
+        if not self.inflight.to_settle:
+            self.settle_at = now + SETTLE_WITHIN
+
+    def watch(self, *, wanted: bool) -> None:
+        """Have wakers wait for work while the queues are empty and there is room for it."""
+        # Nobody watches the queues while nobody has room: then nothing is known of them.
+        self.is_short = self.is_short and wanted
+        self.idleness.has_room = wanted
+        if self.is_short != self.idleness.is_idle.is_set():
+            (self.idleness.is_idle.set if self.is_short else self.idleness.is_idle.clear)()
+
+    def turn_due_at(self, *, wanted: bool) -> float:
+        """Return when the next turn is to be made."""
+        if wanted and not self.is_short:
+            return 0.0
+        return min(self.beat_at, self.settle_at) if self.inflight.to_settle else self.beat_at
 
     def registration(self) -> Registration:
         """Return a request for an id."""
@@ -87,7 +137,10 @@ class Group:
 
 
 class Dispatcher(threading.Thread):
-    """The thread; `post` is for the others. `tell_main` gets a child that has changed for the main thread."""
+    """The thread; `post` is for the others.
+
+    `tell_main` gets a child that has changed for the main thread.
+    """
 
     def __init__(self, app: WakaQ, outage: Outage, tell_main: Callable[[Child], None]) -> None:
         super().__init__(name="wakaq-dispatcher")
@@ -213,8 +266,7 @@ class Dispatcher(threading.Thread):
             case Done(rows, timed, busy):
                 if timed:
                     prefetch.observe(child, timed, busy)
-                for claim in child.release(rows):
-                    self._settle(claim, ACK)
+                self._acknowledge(child.release(rows))
                 self._give_broadcast(child)
             case Outcome(row):
                 (claim,) = child.release([row])
@@ -222,13 +274,9 @@ class Dispatcher(threading.Thread):
                 self._give_broadcast(child)
             case Recalled(rows):
                 child.is_recalling = False
-                if child.left is not None:
-                    child.left += len(rows)
-                self._requeue(child.release(rows))
+                self._requeue(child.take_back(rows))
             case Ready():
-                child.has_served = True
-                if child.state is State.STARTING:
-                    child.state = State.SERVING
+                child.serve()
                 self._tell_main(child)
             case Failed(reason):
                 child.boot_failure = reason  # main learns it with the end of the process
@@ -268,17 +316,26 @@ class Dispatcher(threading.Thread):
 
     # -- settlements -------------------------------------------------------------------------------
 
+    def _acknowledge(self, claims: Sequence[Claim]) -> None:
+        for queue, of_queue in groupby(claims, key=attrgetter("queue")):
+            if queue is not None:  # a broadcast is in no hash
+                group = self._group_of[queue]
+                group.has_settlement(time.monotonic())
+                group.inflight.acknowledge(of_queue)
+
     def _settle(self, claim: Claim, settlement: Settlement) -> None:
         if claim.queue is None:
             self._settle_broadcast(claim, settlement)
             return
         group = self._group_of[claim.queue]
-        if not group.inflight.settlements:
-            group.settle_at = time.monotonic() + SETTLE_WITHIN
+        group.has_settlement(time.monotonic())
         group.inflight.settle(claim, settlement)
 
     def _requeue(self, claims: Sequence[Claim]) -> None:
-        """Put claims back to the front of their queues, in their order: the last one is pushed first."""
+        """Put claims back to the front of their queues, in their order.
+
+        The last one is pushed first.
+        """
         for claim in reversed(claims):
             self._settle(claim, REQUEUE)
 
@@ -317,9 +374,15 @@ class Dispatcher(threading.Thread):
         self._requeue(surplus)
 
     def _share(self, claims: list[Claim], now: float, *, is_async: bool) -> list[Claim]:
-        """Spread claims of one kind over the workers, to those with least to do first; return what is left over."""
+        """Spread claims of one kind over the workers, to those with least to do first.
+
+        Return what is left over.
+        """
         while claims:
-            rooms = [(self._room_of_kind(child, now, is_async=is_async), child) for child in self._children]
+            rooms = [
+                (self._room_of_kind(child, now, is_async=is_async), child)
+                for child in self._children
+            ]
             takers = [(room, child) for room, child in rooms if room]
             if not takers:
                 break
@@ -341,23 +404,26 @@ class Dispatcher(threading.Thread):
         self, child: Child, claims: list[Claim], *, is_async: bool, is_urgent: bool = False
     ) -> None:
         if not is_async:
-            child.window = min(max(child.window, 2 * len(claims)), prefetch.MOST_AHEAD)
-        rows = child.assign(claims, is_async=is_async)
-        pairs = zip(claims, rows, strict=True)
-        for queue, of_queue in groupby(pairs, key=lambda pair: pair[0].queue):
-            queue_claims, queue_rows = zip(*of_queue, strict=True)
-            self._send(child, self._assignment(queue, queue_claims, queue_rows, is_urgent=is_urgent))
+            prefetch.widen(child, len(claims))
+        rows, start = child.assign(claims, is_async=is_async), 0
+        for queue, of_queue in groupby(claims, key=attrgetter("queue")):
+            part = list(of_queue)
+            frame = self._assignment(
+                queue, part, rows[start : start + len(part)], is_urgent=is_urgent
+            )
+            self._send(child, frame)
+            start += len(part)
         self._update(child)
 
     def _assignment(
-        self, queue: Queue | None, claims: Sequence[Claim], rows: Sequence[int], *, is_urgent: bool
+        self, queue: Queue | None, claims: list[Claim], rows: list[int], *, is_urgent: bool
     ) -> Assign:
         numbers = [claim.number for claim in claims]
         payloads = [claim.payload for claim in claims]
         if queue is None:
-            return Assign("", -1, list(rows), numbers, payloads, is_urgent)
+            return Assign("", -1, rows, numbers, payloads, is_urgent)
         supervisor_id = self._group_of[queue].inflight.supervisor_id
-        return Assign(supervisor_id, self._queue_index[queue], list(rows), numbers, payloads, is_urgent)
+        return Assign(supervisor_id, self._queue_index[queue], rows, numbers, payloads, is_urgent)
 
     def _is_async(self, claim: Claim) -> bool:
         return bool(self._async_names) and name_of(claim.payload) in self._async_names
@@ -380,17 +446,20 @@ class Dispatcher(threading.Thread):
     # -- suspects: what has taken down a worker or a machine runs alone ----------------------------
 
     def _start_suspects(self) -> None:
-        """Give each suspect a worker that has nothing else, so that the next death names the culprit."""
-        if not self._suspects and not any(child.is_reserved for child in self._children):
+        """Give each suspect a worker that has nothing else: the next death names the culprit."""
+        reserved = [child for child in self._children if child.is_reserved]
+        if not self._suspects and not reserved:
             return
-        serving = [child for child in self._children if child.state is State.SERVING and child.left != 0]
-        reserved = [child for child in serving if child.is_reserved]
-        for child in sorted(serving, key=lambda child: len(child.assigned)):
-            if len(reserved) < len(self._suspects) and not (child.is_reserved or child.runs_suspect):
-                child.is_reserved = True
-                reserved.append(child)
-                if child.assigned:
-                    self._ask_back(child)
+        serving = [
+            child for child in self._children if child.state is State.SERVING and child.left != 0
+        ]
+        # Those with least to do first: they will be empty soonest.
+        free = sorted(filter(prefetch.takes_work, serving), key=lambda one: len(one.assigned))
+        for child in free[: max(0, len(self._suspects) - len(reserved))]:
+            child.is_reserved = True
+            reserved.append(child)
+            if child.assigned:
+                self._ask_back(child)
         for child in reserved:
             if not self._suspects:
                 child.is_reserved = False
@@ -398,21 +467,32 @@ class Dispatcher(threading.Thread):
                 child.is_reserved, child.runs_suspect, child.window = False, True, 1
                 claim = self._suspects.popleft()
                 self._assign(child, [claim], is_async=self._is_async(claim))
-        # More than there are workers: others may have some that are free.
-        surplus = [self._suspects.pop() for _ in range(len(self._suspects) - len(serving))]
-        self._requeue([claim for claim in reversed(surplus) if claim.queue is not None])
+        # More than there are workers: others may have some that are free. Broadcasts are for us.
+        kept: deque[Claim] = deque()
+        surplus: list[Claim] = []
+        for claim in self._suspects:
+            is_kept = claim.queue is None or len(kept) < len(serving)
+            (kept if is_kept else surplus).append(claim)
+        self._suspects = kept
+        self._requeue(surplus)
 
     # -- broadcasts --------------------------------------------------------------------------------
 
     def _start_broadcasts(self, now: float) -> None:
-        """Have broadcasts run by whoever is free; where nobody is, they wait for the first that will be."""
+        """Have broadcasts run by whoever is free.
+
+        Where nobody is, they wait for the first that will be.
+        """
         if any(due <= now for due, _ in self._broadcasts):
             for child in sorted(self._children, key=attrgetter("sync_count")):
                 while self._give_broadcast(child, is_free=prefetch.is_idle(child)):
                     pass
 
     def _give_broadcast(self, child: Child, *, is_free: bool = True) -> bool:
-        """Let a worker that is free, or just was, run a broadcast next: no other will be free sooner."""
+        """Let a worker that is free, or just was, run a broadcast next.
+
+        No other will be free sooner.
+        """
         now = time.monotonic()
         for broadcast in self._broadcasts:
             due, claim = broadcast
@@ -434,41 +514,26 @@ class Dispatcher(threading.Thread):
 
     def _plan_turn(self, group: Group, now: float) -> None:
         """Offer the group's sender what is to be asked next, if that has changed."""
-        if not group.sender.is_open:
-            return
-        inflight = group.inflight
-        if group.next_step is not None:
-            self._offer(group, group.next_step, 0.0, ("next step",))
+        if group.is_asked or not group.sender.is_open:
             return
         if now >= group.beat_at:
-            inflight.retry_refused()
-        if self._finish_by is not None and inflight.is_settled:
-            self._offer(group, inflight.leave(), 0.0, ("leave",))
+            group.inflight.retry_refused()
+        step: Request | None = group.next_step
+        if step is None and self._finish_by is not None and group.inflight.is_settled:
+            step = group.inflight.leave()
+        if step is not None:
+            group.is_asked = group.sender.offer(step, now)
             return
         wanted = self._demand(group, now)
-        if not wanted:
-            group.is_short = False  # nobody watches the queues while nobody has room
-        send_at = group.beat_at
-        if inflight.settlements:
-            send_at = min(send_at, group.settle_at)
-        if wanted and not group.is_short:
-            send_at = 0.0
-        idleness = group.idleness
-        idleness.has_room = bool(wanted)
-        is_idle = bool(wanted) and group.is_short
-        if is_idle != idleness.is_idle.is_set():
-            (idleness.is_idle.set if is_idle else idleness.is_idle.clear)()
-        made_of = (len(inflight.settlements), wanted, send_at)
-        if made_of != group.offered:
-            self._offer(group, inflight.turn(wanted), send_at, made_of)
-            if send_at <= now:
-                group.asked, group.asked_until = wanted, now + ASKED_FOR
-
-    def _offer(
-        self, group: Group, request: Request, send_at: float, made_of: tuple[object, ...]
-    ) -> None:
-        if made_of != group.offered and group.sender.offer(request, send_at):
+        group.watch(wanted=bool(wanted))
+        send_at = group.turn_due_at(wanted=bool(wanted))
+        made_of = (group.inflight.to_settle, wanted, send_at)
+        if made_of != group.offered and group.sender.offer(group.inflight.turn(wanted), send_at):
             group.offered = made_of
+            # One that is due is as good as sent: what workers report meanwhile waits for the next.
+            group.is_asked = send_at <= now
+            if group.is_asked:
+                group.asked, group.asked_until = wanted, now + ASKED_FOR
 
     def _demand(self, group: Group, now: float) -> int:
         """Return how many payloads workers can take now, besides what was asked of other groups."""
@@ -499,36 +564,30 @@ class Dispatcher(threading.Thread):
 
     def _take_answer(self, group: Group, request: Request, answer: Answer, took: float) -> None:
         group.sender.take_note()
-        group.offered, group.asked = (), 0
+        group.offered, group.is_asked, group.asked = (), False, 0
         group.next_step = None
         now = time.monotonic()
-        group.beat_at = now + BEAT
-        inflight = group.inflight
-        match request:
-            case Leave():
-                group.has_left = True
-                if answer is False:
-                    logger.warning("Something is left in flight: others will take care of it")
-            case Registration() if isinstance(answer, Registered):
-                inflight.begin(answer)
-                group.next_step = inflight.adopt(takes_rest=True)
-            case Turn() if answer is not None:
+        group.beat_at, group.settle_at = now + BEAT, now + SETTLE_WITHIN
+        match request, answer:
+            case Turn(), TurnAnswer():
                 self._round_trip += 0.1 * (min(took, MOST_ROUND_TRIP) - self._round_trip)
-                claims = inflight.answered(request, answer)
-                group.settle_at = now + SETTLE_WITHIN
+                claims = group.inflight.answered(request, answer)
                 if request.wanted:
                     group.is_short = len(claims) < request.wanted
-                if claims:
-                    self._hand_out(claims)
-            case Adopt() if answer is not None:
-                inflight.adopted(request, answer)
-                group.settle_at = now
+                self._hand_out(claims)
+            case Adopt(), AdoptAnswer():
+                group.inflight.adopted(request, answer)
                 self._tell_adopted(group)
+            case Registration(), Registered():
+                group.inflight.begin(answer)
+                group.next_step = group.inflight.adopt(takes_rest=True)
+            case Leave(), bool():
+                group.has_left = True
+                if not answer:
+                    logger.warning("Something is left in flight: others will take care of it")
             case _:
                 if not isinstance(request, Registration):
-                    logger.warning(
-                        "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
-                    )
+                    logger.warning(EVICTED)
                 group.next_step = group.registration()
 
     def _tell_adopted(self, group: Group) -> None:
@@ -554,7 +613,10 @@ class Dispatcher(threading.Thread):
             self.retire_child(child)
 
     def end_child(self, child: Child) -> None:
-        """Hear what a worker had sent before it ended, also where a process it left behind holds its channel open."""
+        """Hear what a worker had sent before it ended.
+
+        A process that it left behind may hold its channel open.
+        """
         if child in self._children:
             try:
                 while self._hear(child):

@@ -1,8 +1,9 @@
 """The fork server: a process without threads, from which workers are forked. Both of its sides.
 
-A worker cannot be forked from the supervisor, where threads hold locks that a fork would copy in the locked state. So the
-main thread, having imported the application, forks this server before there are other threads, and asks it for workers.
-If it dies, or does not answer, another one is started, which has to import the application again.
+A worker cannot be forked from the supervisor, where threads hold locks that a fork would copy in
+the locked state. So the main thread, having imported the application, forks this server before
+there are other threads, and asks it for workers. If it dies, or does not answer, another one is
+started, which has to import the application again.
 
     supervisor ── Fork(slot, supervisor id) + descriptors ──►  fork server  ── fork ──► worker
                ◄── Forked(slot, pid), Ended(pid, status) ────
@@ -100,7 +101,7 @@ class ForkServer:
             arguments = (theirs, self._socket if app else None, app, self._path)
             self._process = context.Process(target=serve, args=arguments, name="wakaq-fork-server")
             self._process.start()
-        self._socket.setblocking(False)
+        self._socket.settimeout(0)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -111,7 +112,8 @@ class ForkServer:
         Raises:
             OSError: No process is to be had.
         """
-        # What is spawned would import the script that was started as its __main__: it may be gone from the disk.
+        # What is spawned would import the script that was started as its __main__: it may be gone
+        # from the disk.
         script, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
             self._start(multiprocessing.get_context("spawn"), None)
@@ -174,7 +176,10 @@ class ForkServer:
 
 
 def _freeze() -> None:
-    """Have the garbage collector leave alone what is loaded: touched pages are copied in each fork."""
+    """Have the garbage collector leave alone what is loaded.
+
+    Touched pages are copied in each fork.
+    """
     gc.collect()
     gc.freeze()
 
@@ -182,7 +187,7 @@ def _freeze() -> None:
 def _memory_file() -> Any:
     """Return an unnamed file, in memory where the system has that."""
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("wakaq"), "r+b", buffering=0)  # noqa: PTH123, SIM115 - the caller closes it
+        return open(os.memfd_create("wakaq"), "r+b", buffering=0)  # noqa: PTH123 - the caller closes it
     return tempfile.TemporaryFile(buffering=0)
 
 
@@ -203,7 +208,8 @@ def serve(
     if other_end is not None:
         other_end.close()
     set_title("wakaq-worker: fork server")
-    # Only the supervisor ends it, by ending itself: no signal for the whole process group or container.
+    # Only the supervisor ends it, by ending itself: no signal for the whole process group or
+    # container.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -226,7 +232,8 @@ class _Server:
         self._app = app
         self._supervisor = supervisor
         self._context = multiprocessing.get_context("fork")
-        # By what becomes readable when the process has ended: its sentinel would stay open in what its task has forked.
+        # By what becomes readable when the process has ended: its sentinel would stay open in what
+        # its task has forked.
         self._workers: dict[int, BaseProcess] = {}
 
     def run(self) -> None:
@@ -263,7 +270,8 @@ class _Server:
             self._workers[_end_of(worker)] = worker
             _tell(self._supervisor, Forked(slot, worker.pid or 0))
         finally:
-            # Also those of the channel: a worker sees its supervisor's death only if no sibling has the other end.
+            # Also those of the channel: a worker sees its supervisor's death only if no sibling has
+            # the other end.
             for descriptor in descriptors:
                 os.close(descriptor)
         return True

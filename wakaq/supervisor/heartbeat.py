@@ -1,14 +1,15 @@
 """Pings workers, and kills one whose interpreter has not answered for long while it runs nothing.
 
-Not for tasks that take long: a worker that is silent while a task runs is reported, and left to its hard timeout.
+Not for tasks that take long: a worker that is silent while a task runs is reported, and left to its
+hard timeout.
 """
 
 import logging
 from collections.abc import Callable, Iterable
 
 from wakaq.channel import Ping
-from wakaq.supervisor.child import Child, Death
 from wakaq.service import Outage, Service
+from wakaq.supervisor.child import Child, Death
 
 logger = logging.getLogger("wakaq.supervisor")
 SILENCE = 30.0  # seconds
@@ -34,7 +35,8 @@ class Heartbeat(Service):
         self.silent: frozenset[Child] = frozenset()
 
     def tick(self, now: float) -> float | None:
-        # After a pause of our own (SIGSTOP, a suspended machine) nobody could have answered: they get their time anew.
+        # After a pause of our own (SIGSTOP, a suspended machine) nobody could have answered: they
+        # get their time anew.
         if now - self._last_tick > SILENCE / 2:
             self._resumed_at = now
         self._last_tick = now
@@ -53,7 +55,8 @@ class Heartbeat(Service):
         return None
 
     def _ping(self, child: Child, now: float) -> None:
-        # One ping at a time: what waits in front of it would only grow where the worker reads nothing.
+        # One ping at a time: what waits in front of it would only grow where the worker reads
+        # nothing.
         if child.progress.pong_at > child.pinged_at and child.channel.is_flushed:
             child.pinged_at = now
             if not child.channel.send(Ping()):

@@ -1,8 +1,11 @@
-"""Watches the other supervisors, and rescues what the dead ones had in flight. Renews this one's entry, for people.
+"""Watches the other supervisors, and rescues what the dead ones had in flight.
 
-A supervisor's proof of life is the number of its last turn. No clocks of two machines are compared: an observer counts only
-time in which it had Redis itself and the other's number stood still. So an outage, or a failover, never makes live
-supervisors rob each other. What this process was itself under former ids is watched like any other.
+Renews this one's entry, for people.
+
+A supervisor's proof of life is the number of its last turn. No clocks of two machines are compared:
+an observer counts only time in which it had Redis itself and the other's number stood still. So an
+outage, or a failover, never makes live supervisors rob each other. What this process was itself
+under former ids is watched like any other.
 """
 
 import logging
@@ -11,19 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wakaq.app import WakaQ
+from wakaq.service import REGISTRY_UNUSABLE, Outage, Service, give_up
 from wakaq.store.broker import Broker
 from wakaq.store.connection import RedisError, is_outage
 from wakaq.store.keys import OLD_TOMBSTONE
 from wakaq.store.registry import EntryKeys, Registry, is_alive, keys_of_entry, read_entry
 from wakaq.supervisor.old_release import OldRelease
-from wakaq.service import REGISTRY_UNUSABLE, Outage, Service, give_up
 from wakaq.worker.outcome import rescued
 
 logger = logging.getLogger("wakaq.supervisor")
 
 TERM = 15.0  # seconds without a turn after which a supervisor is declared dead
 BEAT = 3.0  # seconds between looks at the others
-ADOPTED_WITHIN = 1.0  # seconds that the workers of a dead supervisor of this host have to adopt what they run
+ADOPTED_WITHIN = (
+    1.0  # seconds that the workers of a dead supervisor of this host have to adopt what they run
+)
 REFUSALS = 3  # in a row of this supervisor's entry, after which it is no use
 PAGE = 100  # payloads rescued in one call
 
@@ -71,7 +76,8 @@ class Lease(Service):
         self._describe = describe
         self._term = term
         self._concurrency = app.settings.concurrency
-        # One call that is left without an answer must not keep this thread from noticing others' deaths.
+        # One call that is left without an answer must not keep this thread from noticing others'
+        # deaths.
         settings, most = app.settings, term / 3
         settings = replace(
             settings,
@@ -87,12 +93,14 @@ class Lease(Service):
 
     def tick(self, now: float) -> float | None:
         last_tick, self._last_tick = self._last_tick, None
-        # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves in between. Otherwise
-        # the observation starts anew, but for what is looked at for an hour.
+        # Time counts only if Redis answered at both its ends, and if we were not stopped ourselves
+        # in between. Otherwise the observation starts anew, but for what is looked at for an hour.
         if last_tick is None or now - last_tick > 2 * self.interval:
             last_tick = now
             self._observed = {
-                key: seen for key, seen in self._observed.items() if key[1].startswith(OLD_TOMBSTONE)
+                key: seen
+                for key, seen in self._observed.items()
+                if key[1].startswith(OLD_TOMBSTONE)
             }
         observed: dict[_Key, _Observed] = {}
         for identity in self._identities():
@@ -148,14 +156,16 @@ class Lease(Service):
             self._judge(registry, other, seen, passed)
         return found
 
-    def _judge(
-        self, registry: Registry, other: "_Other", seen: _Observed, passed: float
-    ) -> None:
+    def _judge(self, registry: Registry, other: "_Other", seen: _Observed, passed: float) -> None:
         if other.supervisor_id.startswith(OLD_TOMBSTONE):
-            self._old_release.look_again(registry, other.supervisor_id, other.raw, seen.still, passed)
+            self._old_release.look_again(
+                registry, other.supervisor_id, other.raw, seen.still, passed
+            )
         elif seen.still >= self._term:
             logger.warning(
-                "Supervisor %s has not moved for %.0f s: it is dead", other.supervisor_id, seen.still
+                "Supervisor %s has not moved for %.0f s: it is dead",
+                other.supervisor_id,
+                seen.still,
             )
             self.rescue(registry, other)
         elif seen.gone is not None and seen.gone >= ADOPTED_WITHIN:
@@ -165,7 +175,7 @@ class Lease(Service):
     # -- rescue ------------------------------------------------------------------------------------
 
     def rescue(self, registry: Registry, other: "_Other") -> None:
-        """Evict a dead supervisor, and put what it had in flight back to the front of its queues."""
+        """Evict a dead supervisor, and put what it had in flight back to its queues."""
         if other.is_of_old_release:
             self._old_release.rescue(registry, other.supervisor_id, other.raw)
             return
@@ -178,7 +188,8 @@ class Lease(Service):
             except RedisError as error:
                 if is_outage(error):
                     raise
-                # Such as a queue of a wrong type: the other queues go on, and this one is tried again.
+                # Such as a queue of a wrong type: the other queues go on, and this one is tried
+                # again.
                 self._broker.report_refusal(f"{queue_keys.inflight}: {error}")
         registry.forget(other.supervisor_id, keys)
 
@@ -213,7 +224,10 @@ class _Other:
 
     @property
     def proof(self) -> object:
-        """What moves while it lives: the last release makes no turns while it is idle, and moves its beat."""
+        """What moves while it lives.
+
+        The last release makes no turns while it is idle, and moves its beat.
+        """
         return self._entry.get("beat") if self.is_of_old_release else self.turn
 
     def is_gone_from(self, host: str) -> bool:

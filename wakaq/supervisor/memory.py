@@ -1,6 +1,7 @@
-"""Recycles the worker that takes the most memory when the machine, or the container, has too little left.
+"""Recycles the worker that takes the most memory when the machine or container is short of it.
 
-Not for leaks that stay small: `max_tasks_per_worker` is for those. The only module that knows psutil.
+Not for leaks that stay small: `max_tasks_per_worker` is for those. The only module that knows
+psutil.
 """
 
 import logging
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from wakaq.supervisor.child import Child, Death
 from wakaq.service import Outage, Service
+from wakaq.supervisor.child import Child, Death
 
 logger = logging.getLogger("wakaq.supervisor")
 GRACE = 10.0  # seconds that the victim has to end its task
@@ -18,7 +19,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def used_percent(cgroup: Path = CGROUP) -> float:
-    """Return how much of its memory the machine uses, or the cgroup (v2) of its limit, whichever is nearer to the end."""
+    """Return how much of its memory the machine uses, or the cgroup (v2) of its limit.
+
+    Whichever is nearer to the end.
+    """
     memory = psutil.virtual_memory()
     percent = 100.0 * (memory.total - memory.available) / memory.total
     try:

@@ -1,9 +1,9 @@
 """Rescues what dead supervisors of the last release had claimed; it kept that otherwise.
 
-Its claims are in lists, `wakaq:inflight:<queue>:<id>:<lane>`, lane 0 to its `concurrency`. It renames the entry of a dead
-supervisor to `dead:<id>`, under which these lists are looked at for an hour more: its last claim may have been on its way.
-When it declares one of ours dead, it does not know of our hashes: these are rescued here. To be deleted when nobody runs
-that release any more.
+Its claims are in lists, `wakaq:inflight:<queue>:<id>:<lane>`, lane 0 to its `concurrency`. It
+renames the entry of a dead supervisor to `dead:<id>`, under which these lists are looked at for an
+hour more: its last claim may have been on its way. When it declares one of ours dead, it does not
+know of our hashes: these are rescued here. To be deleted when nobody runs that release any more.
 """
 
 import logging
@@ -44,7 +44,10 @@ class OldRelease:
     def look_again(
         self, registry: Registry, field: str, raw: bytes, still: float, passed: float
     ) -> None:
-        """Look once more at what a tombstone stands for; `still` is for how many seconds it was seen."""
+        """Look once more at what a tombstone stands for.
+
+        `still` is for how many seconds it was seen.
+        """
         if still >= FRESH and still // FRESH == (still - passed) // FRESH:
             return
         supervisor_id, entry = field.removeprefix(OLD_TOMBSTONE), read_entry(raw)
@@ -76,7 +79,9 @@ class OldRelease:
     def _empty_list(self, key: str, queue: Queue, *, is_of_arrivals: bool) -> None:
         try:
             payloads: list[bytes] = self._broker.client.lrange(key, 0, -1)
-            if moved := self._requeue(key, queue, self._pairs(payloads, is_of_arrivals=is_of_arrivals)):
+            if moved := self._requeue(
+                key, queue, self._pairs(payloads, is_of_arrivals=is_of_arrivals)
+            ):
                 logger.warning("Rescued %d tasks from %s", moved, key)
         except RedisError as error:
             if is_outage(error):
@@ -84,12 +89,17 @@ class OldRelease:
             # Such as WRONGTYPE: the other lists go on.
             self._broker.report_refusal(f"{key}: {error}")
 
-    def _pairs(self, payloads: Sequence[bytes], *, is_of_arrivals: bool) -> Iterator[tuple[bytes, bytes]]:
-        """Yield each payload with what to push: it counts one death more where it may have been running."""
+    def _pairs(
+        self, payloads: Sequence[bytes], *, is_of_arrivals: bool
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield each payload with what to push.
+
+        It counts one death more where it may have been running.
+        """
         had_sync = False
         for payload in payloads:
-            # One sync task at a time ran in a lane's worker, the first; any async one may have been running, and any of
-            # those that had arrived on an idle machine.
+            # One sync task at a time ran in a lane's worker, the first; any async one may have been
+            # running, and any of those that had arrived on an idle machine.
             is_sync = not self._is_async(payload)
             waited = is_sync and had_sync and not is_of_arrivals
             yield payload, payload if waited else rescued(payload)
@@ -112,7 +122,10 @@ class OldRelease:
 
 
 def _empty_hashes(registry: Registry, supervisor_id: str, keys: Sequence[EntryKeys]) -> bool:
-    """Rescue from one of ours that the last release has declared dead; returns whether nothing is left."""
+    """Rescue from one of ours that the last release has declared dead.
+
+    Returns whether nothing is left.
+    """
     for of_queue in keys:
         numbers = registry.inflight(of_queue)
         for end in range(len(numbers), 0, -PAGE):

@@ -1,8 +1,9 @@
 """How much a worker is given ahead, and when it is asked back. Pure functions of a child's record.
 
-Sync tasks: those that take long come one at a time, so that priorities are strict and nothing waits behind anything. Of
-short ones a worker has as many as fill a few milliseconds and a round trip to Redis, so that it never waits; that number
-grows from 1. Async tasks do not wait behind each other: up to a limit, all that a worker is given are started.
+Sync tasks: those that take long come one at a time, so that priorities are strict and nothing waits
+behind anything. Of short ones a worker has as many as fill a few milliseconds and a round trip to
+Redis, so that it never waits; that number grows from 1. Async tasks do not wait behind each other:
+up to a limit, all that a worker is given are started.
 """
 
 import math
@@ -21,6 +22,12 @@ def observe(child: Child, count: int, busy: float) -> None:
     mean, weight = busy / count, min(0.5, 0.1 * count)
     before = mean if child.average is None else child.average
     child.average = before + weight * (mean - before)
+
+
+def widen(child: Child, given: int) -> None:
+    """Let it have twice as many sync tasks next time, if it was given most of what it may have."""
+    if 2 * given >= child.window:
+        child.window = min(2 * child.window, MOST_AHEAD)
 
 
 def sync_room(child: Child, now: float, round_trip: float) -> int:

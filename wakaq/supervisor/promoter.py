@@ -1,10 +1,13 @@
-"""Moves delayed payloads to their queues when they are due; any number of supervisors may do so at once."""
+"""Moves delayed payloads to their queues when they are due.
+
+Any number of supervisors may do so at once.
+"""
 
 import time
 
+from wakaq.service import Outage, Service
 from wakaq.store.broker import Broker
 from wakaq.store.keys import SlotGroup
-from wakaq.service import Outage, Service
 
 MOST = 1_000  # payloads in one call
 

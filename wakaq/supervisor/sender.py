@@ -1,29 +1,31 @@
-"""Sends a slot group's turns, each until it is answered, so that the dispatcher never waits for Redis.
+"""Sends a slot group's turns, each until it is answered: the dispatcher never waits for Redis.
 
-A request waits here until it is due, or a waker has seen work arrive; until then the dispatcher may replace it by one
-that carries more. The states of a request, all under one lock:
+A request waits here until it is due, or a waker has seen work arrive; until then the dispatcher may
+replace it by one that carries more. The states of a request, under a lock:
 
-========  ==========================================  ===============================================
+========  ==========================================  ==============================================
 state     meaning                                     moved on by
-========  ==========================================  ===============================================
+========  ==========================================  ==============================================
 NONE      nothing to send                             dispatcher: `offer`
 WAITING   to be sent at a moment, or at a wake-up     this thread, at that moment or at `wake`
 SENT      perhaps executed: not to be changed         this thread, when it is answered
 ANSWERED  posted to the dispatcher                    dispatcher: `take_note`
-========  ==========================================  ===============================================
+========  ==========================================  ==============================================
 
 Not for what a request says: that is `wakaq.store.turns`.
 """
 
+import contextlib
 import enum
 import logging
+import queue as queues
 import threading
 import time
 from collections.abc import Callable
 
+from wakaq.service import REGISTRY_UNUSABLE, Outage, crash, give_up
 from wakaq.store.broker import Broker
 from wakaq.store.turns import Answer, Refused, Request, exchange
-from wakaq.service import REGISTRY_UNUSABLE, Outage, crash, give_up
 
 logger = logging.getLogger("wakaq.supervisor")
 
@@ -36,7 +38,10 @@ class _State(enum.Enum):
 
 
 class Sender(threading.Thread):
-    """The thread; `answered` is called in it with each request, its answer, and the seconds that took."""
+    """The thread.
+
+    `answered` is called in it with each request, its answer, and the seconds that took.
+    """
 
     def __init__(
         self,
@@ -52,8 +57,9 @@ class Sender(threading.Thread):
         self._outage = outage
         self._stopping = threading.Event()
 
-        # Any thread, under _changed.
-        self._changed = threading.Condition()
+        # Any thread, under _lock; what changes is told by something in _news.
+        self._lock = threading.Lock()
+        self._news: queues.SimpleQueue[None] = queues.SimpleQueue()
         self._state = _State.NONE
         self._request: Request | None = None
         self._send_at = 0.0
@@ -62,13 +68,16 @@ class Sender(threading.Thread):
     # -- the dispatcher ----------------------------------------------------------------------------
 
     def offer(self, request: Request, send_at: float) -> bool:
-        """Have a request sent at a moment, in the place of one that waits; False if that was sent."""
-        with self._changed:
+        """Have a request sent at a moment, in the place of one that waits.
+
+        False if that was sent.
+        """
+        with self._lock:
             if self._state in {_State.SENT, _State.ANSWERED}:
                 return False
             self._state, self._request, self._send_at = _State.WAITING, request, send_at
-            self._changed.notify()
-            return True
+        self._news.put(None)
+        return True
 
     @property
     def is_open(self) -> bool:
@@ -77,22 +86,21 @@ class Sender(threading.Thread):
 
     def take_note(self) -> None:
         """Take note of the answer: the next request may be offered."""
-        with self._changed:
+        with self._lock:
             self._state, self._request = _State.NONE, None
 
     def stop(self) -> None:
         """End the thread, also where no answer comes."""
         self._stopping.set()
-        with self._changed:
-            self._changed.notify()
+        self._news.put(None)
 
     # -- wakers ------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Have the request that waits sent now, or the next one as soon as it is offered."""
-        with self._changed:
+        with self._lock:
             self._is_woken = True
-            self._changed.notify()
+        self._news.put(None)
 
     # -- the thread --------------------------------------------------------------------------------
 
@@ -105,7 +113,7 @@ class Sender(threading.Thread):
                     break
                 now = time.monotonic()
                 self._outage.end(begin)
-                with self._changed:
+                with self._lock:
                     self._state = _State.ANSWERED
                 self._answered(request, answer, now - begin)
         except Refused as refusal:
@@ -118,13 +126,14 @@ class Sender(threading.Thread):
 
     def _next(self) -> Request | None:
         """Wait for a request that is due; None at the end."""
-        with self._changed:
-            while not self._stopping.is_set():
-                wait = None
+        while not self._stopping.is_set():
+            wait = None
+            with self._lock:
                 if self._state is _State.WAITING:
                     wait = self._send_at - time.monotonic()
                     if self._is_woken or wait <= 0:
                         self._state, self._is_woken = _State.SENT, False
                         return self._request
-                self._changed.wait(wait)
+            with contextlib.suppress(queues.Empty):
+                self._news.get(timeout=wait)
         return None

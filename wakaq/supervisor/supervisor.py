@@ -1,4 +1,7 @@
-"""The main thread: starts, reaps and replaces workers, and handles signals. Not for claims: those are the dispatcher's."""
+"""The main thread: starts, reaps and replaces workers, and handles signals.
+
+Not for claims: those are the dispatcher's.
+"""
 
 import contextlib
 import functools
@@ -13,6 +16,7 @@ from typing import Any
 
 from wakaq.app import WakaQ
 from wakaq.scheduler import Scheduler
+from wakaq.service import Mailbox, Outage, Service, crash
 from wakaq.supervisor.broadcast import Broadcast
 from wakaq.supervisor.child import Child, Death, State
 from wakaq.supervisor.dispatcher import Dispatcher
@@ -21,7 +25,6 @@ from wakaq.supervisor.heartbeat import Heartbeat
 from wakaq.supervisor.lease import Identity, Lease
 from wakaq.supervisor.memory import Memory, rss
 from wakaq.supervisor.promoter import Promoter
-from wakaq.service import Mailbox, Outage, Service, crash
 from wakaq.supervisor.timeouts import Timeouts
 from wakaq.supervisor.worker_exit import SHUTDOWN, describe_end
 from wakaq.titles import set_title
@@ -40,7 +43,9 @@ LONGEST_DELAY = 30.0  # seconds between starts of what dies while it starts
 FORK_WITHIN = 2.0  # seconds that the fork server has to fork a worker
 MOST_FORKING = 16  # workers at once
 IMPORT_WITHIN = 60.0  # seconds that another fork server has to import the application
-MOST_FORK_SERVERS = 5  # in a row that could not start, after which nothing heals if no worker is left
+MOST_FORK_SERVERS = (
+    5  # in a row that could not start, after which nothing heals if no worker is left
+)
 
 
 class Supervisor:
@@ -61,8 +66,12 @@ class Supervisor:
         # Main thread only; the list is replaced, never changed, so that others can read it.
         self._children: list[Child] = []
         self._fork_server = ForkServer(app, path)
-        self._forking: dict[int, tuple[Endpoints, float]] = {}  # by slot, with when it was asked for
-        self._fork_server_since = 0.0  # when it was started, if it has not said yet that it can serve
+        self._forking: dict[
+            int, tuple[Endpoints, float]
+        ] = {}  # by slot, with when it was asked for
+        self._fork_server_since = (
+            0.0  # when it was started, if it has not said yet that it can serve
+        )
         self._failed_fork_servers = 0  # in a row
         self._statuses: dict[int, int] = {}  # of workers that have ended, by pid
         self._reaping: set[Child] = set()  # gone, and nobody has said yet how
@@ -139,7 +148,8 @@ class Supervisor:
         if policy := self._app.broker.risk_of_eviction():
             logger.warning("Redis may drop tasks: maxmemory-policy is %s, set noeviction", policy)
         self._dispatcher.register()
-        # A thread that has an answer of Redis in hand must not wait for 5 ms, Python's default, until another lets it.
+        # A thread that has an answer of Redis in hand must not wait for 5 ms, Python's default,
+        # until another lets it.
         sys.setswitchinterval(SWITCH_EVERY)
         for one in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1):
             signal.signal(one, lambda received, _: self._mailbox.post(self._obey, received))
@@ -360,8 +370,9 @@ class Supervisor:
         if child in self._children:
             self._children = [other for other in self._children if other is not child]
             self._reaping.add(child)
-            with contextlib.suppress(KeyError, ValueError):  # its end was seen before
-                self._selector.unregister(child.end_fd)
+            if child.end_fd is not None:
+                with contextlib.suppress(KeyError):  # its end was seen before
+                    self._selector.unregister(child.end_fd)
             child.reap()
         status = self._statuses.pop(child.pid, None)
         if status is None and time.monotonic() < deadline and self._fork_server.is_started:

@@ -1,16 +1,17 @@
 """Interrupts tasks past their soft timeout, and kills workers whose task ran past its hard one.
 
-Decides, does not wait: `overdue` is pure, `Timeouts` is a thread around it. Soft timeouts of async tasks are not here but
-in `wakaq.worker.async_runner`, which can cancel one task and spare the others.
+Decides, does not wait: `overdue` is pure, `Timeouts` is a thread around it. Soft timeouts of async
+tasks are not here but in `wakaq.worker.async_runner`, which can cancel one task and spare the
+others.
 """
 
 import logging
 import signal
 from collections.abc import Callable, Iterable
 
+from wakaq.service import Outage, Service
 from wakaq.store.dead_letter import Reason
 from wakaq.supervisor.child import Child, Death
-from wakaq.service import Outage, Service
 
 logger = logging.getLogger("wakaq.supervisor")
 
@@ -32,14 +33,16 @@ class Timeouts(Service):
     def __init__(self, children: Callable[[], Iterable[Child]], outage: Outage) -> None:
         super().__init__(outage)
         self._children = children
-        # This thread only. Child -> the task that is to be killed with it, while the stacks are being written.
+        # This thread only. Child -> the task that is to be killed with it, while the stacks are
+        # being written.
         self._overdue: dict[Child, tuple[int, float]] = {}
 
     def tick(self, now: float) -> float | None:
         overdue_now: dict[Child, tuple[int, float]] = {}
         for child in self._children():
             if 0.0 < child.progress.soft_deadline <= now:
-                # The worker's handler looks at the deadline again, so a signal that comes late hits nothing.
+                # The worker's handler looks at the deadline again, so a signal that comes late hits
+                # nothing.
                 child.signal(signal.SIGUSR2)
             task = overdue(child, now)
             if task is None:

@@ -1,22 +1,25 @@
-"""Waits for work while workers are idle: one thread a queue, since a blocking command is for one queue.
+"""Waits for work while workers are idle.
 
-What arrives is moved to the queue's `head`, which all supervisors share, and nothing is claimed: the next turn of anybody
-claims from there first. So a wake-up that is lost, late, or happens twice loses nothing and needs no bookkeeping.
+One thread a queue, since a blocking command is for one queue.
+
+What arrives is moved to the queue's `head`, which all supervisors share, and nothing is claimed:
+the next turn of anybody claims from there first. So a wake-up that is lost, late, or happens twice
+loses nothing and needs no bookkeeping.
 """
 
 import threading
 
 from wakaq.queue import Queue
+from wakaq.service import Outage, Service
 from wakaq.store.broker import Broker
 from wakaq.store.connection import RedisError, is_outage
 from wakaq.supervisor.sender import Sender
-from wakaq.service import Outage, Service
 
 REFUSED_PAUSE = 1.0  # seconds until a queue is watched again whose key has a wrong type
 
 
 class Idleness:
-    """Whether a slot group's queues were empty and workers had room, when the dispatcher last looked."""
+    """Whether a slot group's queues were empty and workers had room, as the dispatcher knows."""
 
     def __init__(self) -> None:
         # Set by the dispatcher; cleared by it, and by a waker that has seen work arrive.

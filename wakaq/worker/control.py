@@ -36,7 +36,8 @@ class Control(threading.Thread):
         self._progress = assignments.progress
         self._progress.pong_at = time.monotonic()  # before Ready: from then on silence counts
         self._runner = AsyncRunner(assignments, loop.loop) if assignments.has_async else None
-        # In this order: of those that wait, the system wakes the first.
+        # In this order: of those that wait, the system wakes the first. With two wake-ups, a single
+        # task would cost an idle worker half as much again.
         self._idle_poll, self._poll = _poll(channel), _poll(channel)
         # Whoever holds it hears frames: one thread at a time, and so in their order.
         self._listening = threading.Lock()

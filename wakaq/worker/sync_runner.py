@@ -36,6 +36,8 @@ class SyncRunner:
         self._after = self._app.after_task_finished_hooks
         self._complete = complete
         self._reported_at = self._titled_at = 0.0
+        self._task: AnyTask  # the one that runs, as is the message
+        self._message: Message
         self._has_returned = False  # the task did, whatever came after
         self._is_armed = False  # so that SoftTimeout is raised nowhere but in the task's own code
         signal.signal(signal.SIGUSR2, self._interrupt)
@@ -77,14 +79,14 @@ class SyncRunner:
             assignments.show()
         current.set(message)
         progress.begin(row, started_at, policy.soft_timeout, policy.hard_timeout)
-        error = self._run(task, message)
+        self._task, self._message, self._has_returned = task, message, False
+        error = run_between(self._before, self._call, self._after, self._complete)
         ended_at = time.monotonic()
-        progress.end()
-        if policy.hard_timeout:  # which must not hit an async task that is given the row
-            progress.hard_deadlines[row] = 0.0
+        progress.end(row)
         assignments.ended_sync += 1
         assignments.seconds_sync += ended_at - started_at
-        if error is None:
+        # A SoftTimeout that came between the task's return and the end of `_call` was too late.
+        if error is None or self._has_returned:
             assignments.finish(row)
         else:
             settlement = failed(item.payload, message, policy, error, assignments.worker)
@@ -93,15 +95,8 @@ class SyncRunner:
             self._reported_at = ended_at
             assignments.flush()
 
-    def _run(self, task: AnyTask, message: Message) -> BaseException | None:
-        """Run a task between its hooks; returns what it raised."""
-        self._task, self._message, self._has_returned = task, message, False
-        error = run_between(self._before, self._call, self._after, self._complete)
-        # A SoftTimeout that came between the task's return and the end of `_call` was too late:
-        # the task has done its work.
-        return None if self._has_returned else error
-
     def _call(self) -> None:
+        """Run the task, which alone a soft timeout may interrupt."""
         message = self._message
         function = self._app.callable_for(self._task)
         try:

@@ -8,7 +8,8 @@
 -- ARGV[6]  '1' to put the rest of the old id's payloads back to the front of their queues; '0' for an orphan, which
 --          is not the only one that holds some: rescue does it then
 -- ARGV     then for each queue: how many numbers, and the old numbers
--- Returns nil if it is evicted, else a list: the token, then new number and payload of each that was found.
+-- Returns nil if it is evicted, else a list: the token, then new number and payload of each that
+-- was found.
 local new_id, number, token, old_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local base, takes_rest = tonumber(ARGV[5]), ARGV[6] == '1'
 
@@ -21,7 +22,8 @@ if not is_repeated and (tonumber(last_number) ~= tonumber(number) - 1 or last_to
 end
 
 local found = {}
--- Moves payloads to the new hash, or reads there what was moved before; returns the position behind them.
+-- Moves payloads to the new hash, or reads there what was moved before; returns the position behind
+-- them.
 local function adopt(old, new, at, n, position)
   for i = 0, n - 1 do
     local new_number = base + position + i
@@ -38,7 +40,8 @@ local function adopt(old, new, at, n, position)
   return position + n
 end
 
--- Puts what is left back to the front of its queue, the lowest number foremost; returns whether nothing is left.
+-- Puts what is left back to the front of its queue, the lowest number foremost; returns whether
+-- nothing is left.
 local function put_back(old, queue)
   local numbers = redis.pcall('HKEYS', old)
   if numbers.err then return false end

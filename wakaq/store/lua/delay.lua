@@ -1,4 +1,5 @@
--- Delays a payload by a time counted on the server's own clock; a payload that is delayed already keeps its time.
+-- Delays a payload by a time counted on the server's own clock; a payload that is delayed already
+-- keeps its time.
 -- KEYS[1]  delayed (zset)
 -- ARGV[1]  payload    ARGV[2]  seconds
 -- Returns 1 if it is new, 0 if it was there.

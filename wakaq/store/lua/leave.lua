@@ -2,8 +2,8 @@
 -- KEYS[1]  hash, supervisor id -> 'number token gave'    KEYS[2]  hash, supervisor id -> entry
 -- KEYS     then three a queue: in flight (hash), head (list), queue (list)
 -- ARGV[1]  supervisor id    ARGV[2]  number of this turn    ARGV[3]  token of the turn before
--- Returns 1 if it has left, 0 if something is in flight, nil if it is evicted, which it also is when it has left;
--- the error if it has left and its entry cannot be removed.
+-- Returns 1 if it has left, 0 if something is in flight, nil if it is evicted, which it also is
+-- when it has left; the error if it has left and its entry cannot be removed.
 local MOST = 1000 -- of a head; each wake-up moved one
 local state = redis.call('HGET', KEYS[1], ARGV[1])
 if not state then return false end

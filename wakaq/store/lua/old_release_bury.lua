@@ -1,4 +1,5 @@
--- Evicts a supervisor of the last release, and keeps its entry as a tombstone, as that release does.
+-- Evicts a supervisor of the last release, and keeps its entry as a tombstone, as that release
+-- does.
 -- KEYS[1]  registry (hash)    KEYS[2]  turns (hash)
 -- ARGV[1]  supervisor id    ARGV[2]  field of the tombstone    ARGV[3]  the entry as it was seen
 -- Returns 1, or 0 if the entry is another by now: it moved, or others were faster.

@@ -1,4 +1,5 @@
--- Moves payloads of a dead supervisor from one of its lanes to the front of their queue, the first one foremost.
+-- Moves payloads of a dead supervisor from one of its lanes to the front of their queue, the first
+-- one foremost.
 -- KEYS[1]  lane (list)    KEYS[2]  queue (list)    KEYS[3]  stats (hash)
 -- ARGV     payload, new, …    pairs; `new` is the same payload, or counts one redelivery more
 -- Returns how many were moved; what another rescuer was faster with is not moved again.

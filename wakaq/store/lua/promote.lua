@@ -1,15 +1,17 @@
 -- Moves delayed payloads that are due to the front of their queues, the one due first foremost.
 -- KEYS     delayed (zset), queue (list), …    pairs
 -- ARGV[1]  how many payloads at most, over all queues
--- Returns lines: how many were moved, seconds until the next is due (inf if none waits), and errors. A key of a wrong type
--- is an error, and what was to be moved stays where it was: the other queues go on.
+-- Returns lines: how many were moved, seconds until the next is due (inf if none waits), and
+-- errors. A key of a wrong type is an error, and what was to be moved stays where it was: the other
+-- queues go on.
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
 local left, moved, next_due, errors = tonumber(ARGV[1]), 0, nil, {}
 
 local function promote(delayed, queue)
-  -- A write that frees memory comes first, here of nothing: after it, a server that is out of memory lets the script
-  -- write to its end. Otherwise delayed payloads could fill a server for good.
+  -- A write that frees memory comes first, here of nothing: after it, a server that is out of
+  -- memory lets the script write to its end. Otherwise delayed payloads could fill a server for
+  -- good.
   redis.call('ZREMRANGEBYRANK', delayed, 1, 0)
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', string.format('%.6f', now), 'LIMIT', 0, left)
   if #due > 0 then

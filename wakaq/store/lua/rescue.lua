@@ -1,8 +1,10 @@
--- Puts a page of what a dead supervisor had in flight back to the front of its queue, the first one foremost.
+-- Puts a page of what a dead supervisor had in flight back to the front of its queue, the first one
+-- foremost.
 -- KEYS[1]  hash, supervisor id -> 'number token gave'
 -- KEYS[2]  in flight (hash)    KEYS[3]  queue (list)    KEYS[4]  stats (hash)
 -- ARGV[1]  supervisor id, then for each payload: number, the payload, and what to push
--- Returns how many were still there, or an error if the queue cannot be pushed to: the rest stays where it is.
+-- Returns how many were still there, or an error if the queue cannot be pushed to: the rest stays
+-- where it is.
 redis.call('HDEL', KEYS[1], ARGV[1]) -- again: a failover may have brought it back
 local moved, redelivered = 0, 0
 for i = #ARGV - 2, 2, -3 do
