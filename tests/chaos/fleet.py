@@ -155,7 +155,7 @@ class Fleet:
         """Enqueue a mixture of tasks, and count those that Redis accepted."""
         chance = random.Random(self.chance.random())
         number = 0
-        # In some runs most take as long as the one before, so that what follows is claimed before they end.
+        # In some runs most take longer than a worker is given tasks ahead for.
         if is_steady := chance.random() < STEADY_RUNS:
             rate /= 2
         while not until():
@@ -294,6 +294,11 @@ def _freeze(_fleet: Fleet, place: Place, _chance: random.Random) -> str:
     return place.slot
 
 
+def _cut_replies(_fleet: Fleet, place: Place, chance: random.Random) -> str:
+    place.proxy.cut_replies(chance.uniform(0.5, 5))
+    return place.slot
+
+
 def _delay(_fleet: Fleet, place: Place, chance: random.Random) -> str:
     place.proxy.delay(chance.uniform(0.1, 3))
     return place.slot
@@ -313,6 +318,7 @@ ATTACKS: dict[Callable[..., str], float] = {
     _flush_scripts: 1,
     _cut: 3,
     _cut_after: 6,
+    _cut_replies: 4,
     _stall: 3,
     _delay: 2,
     _freeze: 2,

@@ -1,10 +1,11 @@
-"""A TCP proxy that misbehaves on demand: it cuts, delays, stalls, and drops a connection after some bytes.
+"""A TCP proxy that misbehaves on demand: it cuts, delays, stalls, and drops connections or replies.
 
 One thread around a selector; what others ask of it waits in a queue, so that only that thread touches sockets.
 """
 
 import contextlib
 import queue as queues
+import random
 import selectors
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 CHUNK = 1 << 16
 CONNECT_TIMEOUT = 5.0
+REPLY_CUTS = 10  # a second, while replies are cut
 
 
 class Pipe:
@@ -24,6 +26,8 @@ class Pipe:
         self.waiting: deque[tuple[float, bytes]] = deque()  # when to pass on what
         self.is_frozen = False
         self.allowance: int | None = None  # bytes until the connection is dropped; None: any number
+        self.back: Pipe | None = None  # the other direction
+        self.answers_script = False  # what comes next here is the reply to a script
 
 
 class Proxy:
@@ -44,6 +48,8 @@ class Proxy:
         self._delay = 0.0
         self._delayed_until = 0.0
         self._stalled_until = 0.0
+        self._cuts_replies_until = 0.0
+        self._next_reply_cut_at = 0.0
         self._is_over = False
 
     def __enter__(self) -> Self:
@@ -73,6 +79,13 @@ class Proxy:
     def freeze(self) -> None:
         """Let each connection that there is now fall silent for ever, without closing it; new ones work."""
         self._order("freeze", 0.0)
+
+    def cut_replies(self, seconds: float) -> None:
+        """For that time, ten times a second, drop a connection in the place of a script's reply.
+
+        The server has executed the script by then, and the client cannot know.
+        """
+        self._order("cut_replies", seconds)
 
     def delay(self, seconds: float) -> None:
         """Hold each piece back for a tenth of that time, for that time."""
@@ -123,6 +136,8 @@ class Proxy:
                     pipe.allowance = int(value)
             case "freeze":
                 self._freeze()
+            case "cut_replies":
+                self._cuts_replies_until = now + value
             case "stall":
                 self._stalled_until = now + value
             case "delay":
@@ -142,11 +157,13 @@ class Proxy:
         except OSError:  # it is away: so are we
             client.close()
             return
-        for source, target in ((client, server), (server, client)):
-            source.settimeout(CONNECT_TIMEOUT)
-            source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._pipes[source] = Pipe(source, target)
-            self._selector.register(source, selectors.EVENT_READ)
+        forth, back = Pipe(client, server), Pipe(server, client)
+        forth.back = back
+        for pipe in (forth, back):
+            pipe.source.settimeout(CONNECT_TIMEOUT)
+            pipe.source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._pipes[pipe.source] = pipe
+            self._selector.register(pipe.source, selectors.EVENT_READ)
 
     def _receive(self, pipe: Pipe) -> None:
         try:
@@ -158,6 +175,12 @@ class Proxy:
                 self._close(pipe)
             return
         now = time.monotonic()
+        if pipe.back is not None:
+            pipe.back.answers_script = b"EVALSHA" in data
+        elif pipe.answers_script and self._next_reply_cut_at <= now < self._cuts_replies_until:
+            self._next_reply_cut_at = now + random.expovariate(REPLY_CUTS)
+            self._close(pipe)
+            return
         delay = self._delay if now < self._delayed_until else 0.0
         pipe.waiting.append((now + delay, data))
         if not data:  # nothing more comes, but what came before is still to be passed on

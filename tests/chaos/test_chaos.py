@@ -105,7 +105,10 @@ def history(fleet, number):
     lines.append(f"kind {fleet.accepted.get(number)}, dead letters {letters(fleet).get(number)}")
     with contextlib.closing(fleet.server.client()) as client:
         for key in client.keys("wakaq*"):
-            if client.type(key) == b"list":
+            if client.type(key) == b"hash" and b":inflight:" in key:
+                held = [p for p in client.hvals(key) if f'"{number}"'.encode() in p]
+                lines += [f"{key.decode()}: {payload!r}" for payload in held]
+            elif client.type(key) == b"list":
                 found = [p for p in client.lrange(key, 0, -1) if f'"{number}"'.encode() in p]
                 lines += [f"{key.decode()}: {payload!r}" for payload in found]
             elif b"registry" in key:
@@ -185,7 +188,7 @@ def assert_nothing_is_left(fleet, seed):
         assert time.monotonic() < deadline, f"seed {seed}: processes are left: {left}"
         time.sleep(0.1)
     with contextlib.closing(fleet.server.client()) as client:
-        inflight = {key: client.lrange(key, 0, -1) for key in client.keys("wakaq:inflight:*")}
+        inflight = {key: client.hvals(key) for key in client.keys("wakaq:inflight:*")}
         waiting = {
             key: client.llen(key) for key in (b"wakaq:high", b"wakaq:low") if client.exists(key)
         }

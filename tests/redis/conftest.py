@@ -1,7 +1,6 @@
 """A broker on the real server, and the whole database as a dict to compare with."""
 
 import contextlib
-
 import re
 
 import pytest
@@ -58,35 +57,57 @@ def group(broker):
     return group
 
 
-@pytest.fixture
-def registered(redis, broker, group):
-    """`registered(id)` returns what a supervisor of this id has in flight, before its first turn."""
+class Played(InFlight):
+    """What a supervisor has in flight, whose turns are made and answered in one go."""
 
-    def register(supervisor_id="me"):
-        redis.hset(group.turns, supervisor_id, "0 7")
-        inflight = InFlight(broker, group)
-        inflight.begin(Registered(supervisor_id, "7"))
-        return inflight
+    def __init__(self, redis, broker, group):
+        super().__init__(broker, group)
+        self._redis = redis
 
-    return register
+    def begin_as(self, supervisor_id):
+        """Go on under this id, which is registered."""
+        self._redis.hset(self._group.turns, supervisor_id, "0 7")
+        self.begin(Registered(supervisor_id, "7"))
 
-
-@pytest.fixture
-def take_turn(broker):
-    """`take_turn(inflight, wanted=0)` makes a turn, and returns what it claimed."""
-
-    def take(inflight, wanted=0):
-        turn = inflight.turn(wanted)
-        answer = turn.send(broker)
+    def take_turn(self, wanted=0):
+        """Make a turn; returns what it claimed."""
+        turn = self.turn(wanted)
+        answer = turn.send(self._broker)
         assert answer is not None, "evicted"
-        return inflight.answered(turn, answer)
+        return self.answered(turn, answer)
 
-    return take
+    def hold(self, *low, high=()):
+        """Claim these, from the queues `high` and `low`; returns the claims."""
+        for queue, payloads in zip(self._group.queues, (high, low), strict=True):
+            if payloads:
+                self._redis.rpush(self._broker.keys.of(queue).queue, *payloads)
+        return self.take_turn(len(high) + len(low))
+
+    def take_over(self, *, takes_rest=True):
+        """Make the first turn of an id, which adopts from the one before."""
+        request = self.adopt(takes_rest=takes_rest)
+        answer = request.send(self._broker)
+        assert answer is not None, "evicted"
+        self.adopted(request, answer)
+
+
+@pytest.fixture
+def make_played(redis, broker, group):
+    """`make_played()` returns what a process has in flight that has no id yet."""
+    return lambda: Played(redis, broker, group)
+
+
+@pytest.fixture
+def me(make_played):
+    """What the supervisor `me` has in flight, before its first turn."""
+    played = make_played()
+    played.begin_as("me")
+    return played
 
 
 @pytest.fixture
 def full(redis):
-    """`with full():` has the server out of memory."""
+    """Return a context in which the server is out of memory."""
 
     @contextlib.contextmanager
     def fill():

@@ -1,4 +1,4 @@
-"""`adelay`: as `delay`, but for event loops, of which a process may have several, one after another or at once."""
+"""`adelay`: as `delay`, but for event loops, of which a process may have several."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from wakaq import UnknownQueue, WakaQ
 
 @pytest.fixture
 def make_app(app_url):
-    """Return a function that makes an application with the tasks `note` and `anote`; it is closed at the end."""
+    """Return a function that makes an application with the tasks `note` and `anote`."""
     apps = []
 
     def make(url=app_url, **options):

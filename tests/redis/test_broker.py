@@ -1,27 +1,20 @@
-"""What producers, supervisors and rescuers do to the database, except turns, and what waits for its time."""
+"""What producers and idle supervisors do to the database, and where connections lead."""
 
 import contextlib
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 import redis as redis_py
 
 from wakaq import ConfigError, WakaQ
-from wakaq.broker import Broker
-from wakaq.client import Wire
-from wakaq.keys import Keys
 from wakaq.message import Call
 from wakaq.queue import Queue
+from wakaq.store.broker import Broker
+from wakaq.store.keys import Keys
 
-REGISTRY, TURNS = "wakaq:registry:workers", "wakaq:registry:turns"
-HIGH, LOW = "wakaq:high", "wakaq:low"
-LANE = "wakaq:inflight:low:me:1"
-
-
-@pytest.fixture
-def broker(two_queues):
-    return two_queues.broker
+HIGH, LOW, HEAD = "wakaq:high", "wakaq:low", "wakaq:head:low"
 
 
 @pytest.fixture
@@ -122,92 +115,85 @@ def test_a_url_that_cannot_be_used_is_a_config_error():
 def test_keys_are_those_that_the_siblings_use():
     keys, queue = Keys("wakaq"), Queue("emails")
 
-    assert keys.of(queue) == (
-        "wakaq:emails",
-        "wakaq:eta:emails",
-        "wakaq:dead:emails",
-        "wakaq:stats:emails",
-    )
-    assert keys.inflight(queue, "id", 3) == "wakaq:inflight:emails:id:3"
+    assert keys.of(queue).queue == "wakaq:emails"
+    assert keys.of(queue).eta == "wakaq:eta:emails"
+    assert keys.of(queue).dead == "wakaq:dead:emails"
+    assert keys.of(queue).stats == "wakaq:stats:emails"
     assert keys.broadcast == "wakaq-broadcast"
-    assert keys.registry == REGISTRY
-    assert keys.turns == TURNS
+
+
+def test_keys_of_supervisors_name_the_queue_and_the_id():
+    keys, queue = Keys("wakaq"), Queue("emails")
+    (group,) = keys.groups([queue])
+
+    assert keys.of(queue).head == "wakaq:head:emails"
+    assert keys.inflight(queue, "id") == "wakaq:inflight:emails:id"
+    assert (group.registry, group.turns) == ("wakaq:registry:workers", "wakaq:registry:turns")
 
 
 def test_a_queue_may_have_a_prefix_of_its_own():
     queue = Queue("emails", prefix="shop")
 
     assert Keys("wakaq").of(queue).queue == "shop:emails"
-    assert Keys("wakaq").inflight(queue, "id", 0) == "shop:inflight:emails:id:0"
+    assert Keys("wakaq").inflight(queue, "id") == "shop:inflight:emails:id"
 
 
-# -- supervisors -----------------------------------------------------------------------------------
+def test_on_one_server_all_queues_are_one_group_in_order(broker, two_queues):
+    (group,) = broker.groups
+
+    assert group.queues == tuple(two_queues.queues)
 
 
-def test_a_supervisor_registers_beats_and_leaves(broker, database):
-    broker.register("me", {"beat": 0})
-    assert database() == {REGISTRY: {"me": '{"beat": 0}'}, TURNS: {"me": "0"}}
-    assert broker.beat("me", {"beat": 1})
-    assert broker.registry() == {"me": b'{"beat": 1}'}
-    broker.unregister("me")
+# -- idle supervisors ------------------------------------------------------------------------------
 
+
+def test_a_wake_up_moves_the_first_payload_to_the_end_of_the_head(broker, low, redis, database):
+    redis.rpush(HEAD, "a")
+    redis.rpush(LOW, "b", "c")
+
+    assert broker.wait_for_work(low)
+    assert database() == {HEAD: ["a", "b"], LOW: ["c"]}
+
+
+def test_who_waits_for_nothing_is_told_so(broker, low, database):
+    assert not broker.wait_for_work(low)
     assert database() == {}
 
 
-def test_a_beat_of_one_that_was_buried_changes_nothing(broker, database):
-    assert not broker.beat("me", {"beat": 1})
-    assert database() == {}
+def test_who_waits_gets_what_comes(broker, low, redis, eventually):
+    woken = []
+    thread = threading.Thread(target=lambda: woken.append(broker.wait_for_work(low)))
+    broker.settings = replace(broker.settings, wait_timeout=10.0)
+    thread.start()
+    eventually(lambda: redis.info("clients")["blocked_clients"] == 1)
+    broker.enqueue(low, b"a")
+    thread.join()
+
+    assert woken == [True]
+    assert redis.lrange(HEAD, 0, -1) == [b"a"]
 
 
-def test_a_dead_one_is_fenced_off_and_leaves_a_tombstone(broker, database):
-    broker.register("me", {"beat": 7})
-    broker.register("other", {"beat": 1})
-    assert broker.bury("me", "dead:me", b'{"beat": 7}')
+def test_the_last_of_a_head_is_put_back_to_the_front(broker, low, redis, database):
+    redis.rpush(HEAD, "a", "b")
+    redis.rpush(LOW, "c")
+    broker.put_head_back(low)
+    assert database() == {HEAD: ["a"], LOW: ["b", "c"]}
+    broker.put_head_back(low)
+    broker.put_head_back(low)
 
-    assert database() == {
-        REGISTRY: {"dead:me": '{"beat": 7}', "other": '{"beat": 1}'},
-        TURNS: {"other": "0"},
-    }
-    broker.forget("dead:me")
-    assert list(broker.registry()) == ["other"]
+    assert database() == {LOW: ["a", "b", "c"]}
 
 
-@pytest.mark.parametrize("entry", [b'{"beat": 6}', b""])
-def test_one_that_has_moved_meanwhile_is_not_buried(broker, database, entry):
-    broker.register("me", {"beat": 7})
+@pytest.mark.parametrize("broken", [LOW, HEAD])
+def test_a_key_of_a_wrong_type_is_told_to_who_waits(broker, low, redis, database, broken):
+    redis.rpush(LOW, "a")
+    redis.delete(broken)
+    redis.set(broken, "text")
     before = database()
+    with pytest.raises(redis_py.ResponseError, match="WRONGTYPE"):
+        broker.wait_for_work(low)
 
-    assert not broker.bury("me", "dead:me", entry)
     assert database() == before
-
-
-def test_inflight_shows_the_last_turn_and_what_lanes_hold(broker, redis, lanes):
-    assert broker.inflight("me", lanes()) == (None, [[], []])
-    redis.hset(TURNS, "me", 12)
-    redis.rpush(LANE, "a", "b")
-
-    assert broker.inflight("me", lanes()) == (12, [[], [b"a", b"b"]])
-
-
-def test_a_lane_of_a_wrong_type_is_logged_and_counts_as_empty(broker, redis, lanes, caplog):
-    redis.hset(TURNS, "me", 12)
-    redis.set(LANE, "text")
-    redis.rpush("wakaq:inflight:high:me:1", "a")
-
-    assert broker.inflight("me", lanes()) == (12, [[b"a"], []])
-    assert LANE in caplog.text
-    assert "WRONGTYPE" in caplog.text
-
-
-def test_a_claim_that_waits_gets_what_comes(broker, low, redis, lanes):
-    lane = lanes(0)[1]
-    with contextlib.closing(Wire(broker.client)) as wire:
-        broker.begin_claim(wire, lane)
-        assert wire.receive() is None
-        broker.begin_claim(wire, lane)
-        broker.enqueue(low, b"a")
-        assert wire.receive() == b"a"
-    assert redis.lrange(lane.key, 0, -1) == [b"a"]
 
 
 # -- what may go wrong -----------------------------------------------------------------------------
@@ -232,9 +218,9 @@ def test_a_server_that_may_throw_tasks_away_is_found_out(broker, redis, policy, 
         redis.config_set("maxmemory-policy", "noeviction")
 
 
-def test_one_complaint_is_not_repeated_with_every_call(broker, caplog):
+def test_one_refusal_is_not_logged_with_every_call(broker, caplog):
     for _ in range(3):
-        broker.complain("wakaq:low: WRONGTYPE")
+        broker.report_refusal("wakaq:low: WRONGTYPE")
 
     assert caplog.text.count("WRONGTYPE") == 1
 
@@ -245,11 +231,3 @@ def test_a_broker_closes_all_connections_it_made(app_url):
         broker.ping()
         broker.enqueue(app.queues[0], b"a")
     # What is left open is found by the check after each test.
-
-
-def test_a_look_at_what_is_in_flight_leaves_no_connection_open(broker, redis, eventually):
-    broker.ping()
-    before = len(redis.client_list())
-
-    assert broker.inflight("me", []) == (None, [])
-    eventually(lambda: len(redis.client_list()) == before - 1)

@@ -1,21 +1,22 @@
-"""A model of turns: random histories of all who take part, played with the real scripts on a real server.
+"""A model of turns: random histories of all who take part, against the real scripts and server.
 
-Producers, two supervisors, their orphans, wakers and two rescuers take steps in any order, one command
-at a time. Requests and replies are lost, requests arrive again much later, supervisors die or are evicted,
-keys have wrong types for a while, the server is full, and fails over to one that forgot the last writes.
+Producers, two supervisors, their orphans, wakers and two rescuers take steps in any order, one
+command at a time. Requests and replies are lost, requests arrive again much later, supervisors die
+or are evicted, keys have wrong types for a while, the server is full, and fails over to one that
+forgot the last writes.
 
 After each command the whole database is compared with what it was before:
 
-- Nothing is lost: each payload that was accepted is somewhere in Redis, once, or was acked by somebody
-  who had run it, once. What a failover forgot is forgotten here, too.
-- Nothing is doubled without a death, an eviction or a forgetful failover: what a supervisor holds is what
-  its in-flight hashes have, to the number.
-- Order: turns settle and claim as `expect_turn` says, and what is put back is in front, in its order.
+- Nothing is lost: each payload that was accepted is somewhere in Redis, once, or was acked by
+  somebody who had run it, once. What a failover forgot is forgotten here, too.
+- Nothing is doubled without a death, an eviction or a forgetful failover: what a supervisor holds
+  is what its in-flight hashes have, to the number.
+- Order: turns settle and claim as `expect_turn` says; what is put back is in front, in its order.
 - Nothing is stranded: each in-flight hash belongs to somebody who is registered, or lives.
 
-In the end all is healed, everybody finishes and leaves, the dead are rescued, and nothing may be left.
+In the end all is healed, everybody finishes and leaves, the dead are rescued, and nothing is left.
 
-`pytest tests/redis/test_model.py -m slow` explores for minutes, with `--hypothesis-seed=N` elsewhere.
+`pytest tests/redis/test_model.py -m slow` explores for minutes; `--hypothesis-seed=N` elsewhere.
 """
 
 import json
@@ -348,7 +349,7 @@ class World:
         assert found == Counter(self.accepted), about.what
 
     def check_order(self, before: Database, about: About) -> None:
-        """What is put back from in-flight hashes is in front of its queue, the lowest number foremost."""
+        """What is put back is in front of its queue, the lowest number foremost."""
         if about.what not in {"adopt", "rescue"}:
             return
         for queue in self.queues:
@@ -394,7 +395,7 @@ class World:
         return claims, answer.failed
 
     def expect_turn(self, before: Database, about: About) -> list[tuple[Queue, int, bytes]]:
-        """Compare all lists and in-flight hashes with what a turn has to make of them; return its claims."""
+        """Check what a turn has made of lists and in-flight hashes; return what it has to claim."""
         assert isinstance(about.request, Turn)
         wanted, number, claims = about.request.wanted, about.base, []
         for queue in self.queues:
@@ -430,7 +431,7 @@ class World:
     # -- what has to be true after a step ----------------------------------------------------------
 
     def check_holders(self) -> None:
-        """What a supervisor holds is what its in-flight hashes have, unless it may have been evicted."""
+        """What a supervisor holds is what its in-flight hashes have, unless it was evicted."""
         for process in self.processes():
             inflight = process.inflight
             is_known = process.is_registered and inflight.adopt(takes_rest=True) is None
@@ -648,7 +649,7 @@ class World:
         """Take those who live off the registry, behind their backs."""
         broken = [key for key in self.database.kinds if self.database.is_broken(key)]
         own = [one for one in self.processes() if one.takes_rest and one.inflight.supervisor_id]
-        # An id that was wiped is known to its process alone, and only until that has adopted from it.
+        # An id that was wiped is known to its process alone, until that has adopted from it.
         if broken or any(isinstance(one.request, Adopt) for one in own):
             return
         for process in own:
@@ -969,16 +970,16 @@ def app(app_url):
 
 
 @pytest.fixture
-def on_a_socket(app, redis):
+def client(redis):
     yield redis
     redis.config_set("maxmemory", 0)
 
 
-def test_nothing_is_lost_or_doubled_in_some_histories(app, on_a_socket):
-    explore(app, on_a_socket, 40, 50, is_same=True)
+def test_nothing_is_lost_or_doubled_in_some_histories(app, client):
+    explore(app, client, 40, 50, is_same=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
-def test_nothing_is_lost_or_doubled_in_50_000_steps(app, on_a_socket):
-    assert explore(app, on_a_socket, 1_200, 60, is_same=False) >= 50_000
+def test_nothing_is_lost_or_doubled_in_50_000_steps(app, client):
+    assert explore(app, client, 1_200, 60, is_same=False) >= 50_000

@@ -1,4 +1,7 @@
-"""Which ticks a scheduler enqueues, and when it wants to be asked again; `tick` is called here, by no thread."""
+"""Which ticks a scheduler enqueues, and when it wants to be asked again.
+
+`tick` is called here, by no thread.
+"""
 
 import logging
 import time
@@ -8,10 +11,10 @@ from datetime import UTC, datetime
 import pytest
 
 from wakaq import CronTask, WakaQ
-from wakaq.broker import Broker
-from wakaq.client import OUTAGES
 from wakaq.scheduler import Scheduler
 from wakaq.service import Outage
+from wakaq.store.broker import Broker
+from wakaq.store.connection import RedisError, is_outage
 
 
 @pytest.fixture
@@ -180,8 +183,9 @@ def test_an_outage_goes_to_the_caller_and_the_tick_stays_due(make, make_server):
     scheduler, _ = make(("* * * * *", "report"), url=server.url)
     with closing(server.client()) as client:
         client.config_set("maxmemory", 1)
-        with pytest.raises(OUTAGES):
+        with pytest.raises(RedisError) as caught:
             scheduler.tick(time.monotonic())
+        assert is_outage(caught.value)
         client.config_set("maxmemory", 0)
 
         scheduler.tick(time.monotonic())

@@ -11,8 +11,8 @@ import pytest
 import redis as redis_py
 
 from wakaq import WakaQ
-from wakaq.broker import Broker
 from wakaq.message import Call
+from wakaq.store.broker import Broker
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_what_is_due_goes_to_the_front_the_oldest_first(broker, redis):
     redis.zadd("wakaq:eta:high", {"second": 2, "first": 1, "third": 2.5, "later": 9e9})
     redis.zadd("wakaq:eta:low", {"other": 1})
 
-    moved, wait = broker.promote(1_000)
+    moved, wait = broker.promote(broker.groups[0], 1_000)
 
     assert moved == 4
     assert wait == pytest.approx(9e9 - broker.time(), abs=1)
@@ -95,7 +95,7 @@ def test_what_is_due_goes_to_the_front_the_oldest_first(broker, redis):
 
 
 def test_nothing_delayed_is_nothing_to_wait_for(broker, redis):
-    assert broker.promote(1_000) == (0, math.inf)
+    assert broker.promote(broker.groups[0], 1_000) == (0, math.inf)
     assert contents(redis) == {}
 
 
@@ -104,7 +104,7 @@ def test_the_wait_is_for_the_first_of_all_queues(broker, redis):
     redis.zadd("wakaq:eta:high", {"a": now + 60})
     redis.zadd("wakaq:eta:low", {"b": now + 30})
 
-    moved, wait = broker.promote(1_000)
+    moved, wait = broker.promote(broker.groups[0], 1_000)
 
     assert moved == 0
     assert wait == pytest.approx(30, abs=1)
@@ -114,10 +114,10 @@ def test_one_call_moves_no_more_than_it_may_over_all_queues(broker, redis):
     redis.zadd("wakaq:eta:high", {f"h{i}": i for i in range(5)})
     redis.zadd("wakaq:eta:low", {f"l{i}": i for i in range(5)})
 
-    assert broker.promote(7) == (7, 0.0)
+    assert broker.promote(broker.groups[0], 7) == (7, 0.0)
     assert redis.llen("wakaq:high") == 5
     assert redis.lrange("wakaq:low", 0, -1) == [b"l0", b"l1"]
-    assert broker.promote(7) == (3, math.inf)
+    assert broker.promote(broker.groups[0], 7) == (3, math.inf)
     assert redis.lrange("wakaq:low", 0, -1) == [b"l2", b"l3", b"l4", b"l0", b"l1"]
 
 
@@ -127,7 +127,7 @@ def test_a_key_of_a_wrong_type_loses_nothing_and_stops_no_other_queue(broker, re
     redis.zadd("wakaq:eta:low", {"b": 1})
 
     with caplog.at_level(logging.ERROR, "wakaq"):
-        assert broker.promote(1_000)[0] == 1
+        assert broker.promote(broker.groups[0], 1_000)[0] == 1
 
     assert "wakaq:eta:high" in caplog.text
     assert "eta:high: WRONGTYPE" in caplog.text
@@ -142,7 +142,7 @@ def test_a_set_of_a_wrong_type_stops_no_other_queue(broker, redis, caplog):
     redis.rpush("wakaq:eta:high", "no set")
     redis.zadd("wakaq:eta:low", {"b": 1})
 
-    assert broker.promote(1_000) == (1, math.inf)
+    assert broker.promote(broker.groups[0], 1_000) == (1, math.inf)
     assert redis.lrange("wakaq:low", 0, -1) == [b"b"]
     assert "wakaq:eta:high" in caplog.text
 
@@ -156,7 +156,7 @@ def test_a_server_that_is_out_of_memory_still_promotes(make_server):
         with pytest.raises(redis_py.exceptions.OutOfMemoryError):
             client.set("x", "y")
 
-        assert broker.promote(1_000) == (1, math.inf)
+        assert broker.promote(broker.groups[0], 1_000) == (1, math.inf)
         assert client.lrange("wakaq:high", 0, -1) == [b"a"]
 
 
@@ -168,7 +168,7 @@ def test_a_replica_is_an_outage_and_not_a_refusal(make_server):
         client.replicaof("127.0.0.1", 1)
 
         with pytest.raises(redis_py.exceptions.ReadOnlyError):
-            broker.promote(1_000)
+            broker.promote(broker.groups[0], 1_000)
 
 
 def test_many_promoters_at_once_move_each_payload_once(broker, redis):
@@ -176,7 +176,7 @@ def test_many_promoters_at_once_move_each_payload_once(broker, redis):
     moved = []
 
     def promote():
-        while count := broker.promote(100)[0]:
+        while count := broker.promote(broker.groups[0], 100)[0]:
             moved.append(count)
 
     threads = [threading.Thread(target=promote) for _ in range(4)]
@@ -198,7 +198,7 @@ def test_a_pass_costs_the_same_with_ten_as_with_a_hundred_thousand_delayed(broke
         times = []
         for _ in range(200):
             began = time.perf_counter()
-            broker.promote(1_000)
+            broker.promote(broker.groups[0], 1_000)
             times.append(time.perf_counter() - began)
         return min(times)  # what others on the machine take is not counted
 
@@ -275,7 +275,8 @@ def test_many_schedulers_at_once_enqueue_each_tick_once(broker, redis):
     for thread in threads:
         thread.join()
 
-    # One that is behind may not enqueue what others have passed: so none is enqueued twice, and all are if all go in order.
+    # One that is behind may not enqueue what others have passed: so none is enqueued twice, and all
+    # are if all go in order.
     assert sorted(fired) == list(range(300))
     assert redis.llen("wakaq:high") == 300
     broker.client.connection_pool.disconnect()

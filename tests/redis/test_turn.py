@@ -28,23 +28,6 @@ CHANGED = {Action.RETRY: b"A", Action.REDELIVER: b"A", Action.DELAY: b"A", Actio
 MOVES = [action for action in Action if action is not Action.ACK]
 
 
-@pytest.fixture
-def me(registered):
-    """What `me` has in flight: nothing, before its first turn."""
-    return registered()
-
-
-@pytest.fixture
-def holding(me, redis, take_turn):
-    """Have `me` claim these from the queue `low`, in its first turn; returns the claims."""
-
-    def hold(*payloads):
-        redis.rpush(LOW, *payloads)
-        return take_turn(me, len(payloads))
-
-    return hold
-
-
 def settlement(action):
     return Settlement(action, CHANGED.get(action, b""))
 
@@ -56,8 +39,8 @@ def payloads(claims):
 # -- which turns are executed ----------------------------------------------------------------------
 
 
-def test_an_empty_turn_only_counts(me, take_turn, database):
-    assert take_turn(me) == []
+def test_an_empty_turn_only_counts(me, database):
+    assert me.take_turn() == []
     assert database() == {TURNS: {"me": "1 T"}}
 
 
@@ -80,9 +63,9 @@ def test_a_turn_that_does_not_follow_the_last_one_changes_nothing(
 
 @pytest.mark.parametrize("action", Action)
 def test_a_turn_that_is_sent_again_is_answered_again_and_happens_once(
-    me, holding, broker, redis, database, action
+    me, broker, redis, database, action
 ):
-    first, *_ = holding("a", "b")
+    first, *_ = me.hold("a", "b")
     redis.rpush(HIGH, "h")
     redis.rpush(LOW, "c", "d")
     me.settle(first, settlement(action))
@@ -98,13 +81,12 @@ def test_a_turn_that_is_sent_again_is_answered_again_and_happens_once(
             (c.queue, c.number, c.payload) for c in answer.claims
         ]
     assert database() == before
-    assert payloads(answer.claims) == ["h", "a" if action is Action.REQUEUE else
-                                       "A" if action is Action.REDELIVER else "c"]
+    second = {Action.REQUEUE: "a", Action.REDELIVER: "A"}.get(action, "c")
+    assert payloads(answer.claims) == ["h", second]
 
 
-def test_a_turn_that_is_sent_again_says_again_what_failed(me, holding, broker, redis):
-    first, second = holding("a", "b")
-    redis.rename(LOW, "aside") if redis.exists(LOW) else None
+def test_a_turn_that_is_sent_again_says_again_what_failed(me, broker, redis):
+    first, second = me.hold("a", "b")
     redis.set(LOW, "text")
     me.settle(second, ACK)
     me.settle(first, REQUEUE)
@@ -118,13 +100,11 @@ def test_a_turn_that_is_sent_again_says_again_what_failed(me, holding, broker, r
     assert me.claims == {1: first}
 
 
-def test_a_turn_that_was_executed_late_makes_its_successor_no_less_next(
-    me, take_turn, broker, redis
-):
+def test_an_older_turn_that_arrives_late_changes_nothing(me, broker, redis):
     redis.rpush(LOW, "a", "b")
     turn = me.turn(1)
     me.answered(turn, turn.send(broker))
-    assert payloads(take_turn(me, 1)) == ["b"]
+    assert payloads(me.take_turn(1)) == ["b"]
 
     assert turn.send(broker) is None
     assert redis.hgetall(IN_LOW) == {b"1": b"a", b"2": b"b"}
@@ -137,10 +117,10 @@ def test_a_turn_that_was_executed_late_makes_its_successor_no_less_next(
     ("wanted", "claimed"),
     [(1, ["h1"]), (3, ["h1", "h2", "l1"]), (9, ["h1", "h2", "l1", "l2"]), (0, [])],
 )
-def test_claims_come_by_priority(me, take_turn, redis, wanted, claimed):
+def test_claims_come_by_priority(me, redis, wanted, claimed):
     redis.rpush(HIGH, "h1", "h2")
     redis.rpush(LOW, "l1", "l2")
-    claims = take_turn(me, wanted)
+    claims = me.take_turn(wanted)
 
     assert payloads(claims) == claimed
     assert [claim.queue.name[0] for claim in claims] == [name[0] for name in claimed]
@@ -148,11 +128,11 @@ def test_claims_come_by_priority(me, take_turn, redis, wanted, claimed):
     assert [*claimed, *(one.decode() for one in waiting)] == ["h1", "h2", "l1", "l2"]
 
 
-def test_claims_are_in_flight_by_number_and_remembered(me, take_turn, redis, database):
+def test_claims_are_in_flight_by_number_and_remembered(me, redis, database):
     redis.rpush(HIGH, "h")
     redis.rpush(LOW, "a", "b")
     redis.rpush(HEAD, "first")
-    claims = take_turn(me, 3)
+    claims = me.take_turn(3)
 
     assert [claim.number for claim in claims] == [1, 2, 3]
     assert me.claims == {claim.number: claim for claim in claims}
@@ -164,25 +144,25 @@ def test_claims_are_in_flight_by_number_and_remembered(me, take_turn, redis, dat
     }
 
 
-def test_numbers_are_never_used_again(me, take_turn, redis):
+def test_numbers_are_never_used_again(me, redis):
     redis.rpush(LOW, "a")
-    take_turn(me, 10)
+    me.take_turn(10)
     redis.rpush(LOW, "b")
 
-    assert [claim.number for claim in take_turn(me, 10)] == [11]
+    assert [claim.number for claim in me.take_turn(10)] == [11]
 
 
-def test_settlements_come_before_claims(me, holding, take_turn):
-    (claim,) = holding("a")
+def test_settlements_come_before_claims(me):
+    (claim,) = me.hold("a")
     me.settle(claim, REQUEUE)
 
-    assert payloads(take_turn(me, 1)) == ["a"]
+    assert payloads(me.take_turn(1)) == ["a"]
 
 
-def test_payloads_are_opaque_bytes(me, take_turn, redis):
+def test_payloads_are_opaque_bytes(me, redis):
     secrets = [b'{"args": [], "n": 12345678901234567890}', b"\x00\xff\n", b"", b"x" * 100_000]
     redis.rpush(LOW, *secrets)
-    claims = take_turn(me, 4)
+    claims = me.take_turn(4)
 
     assert [claim.payload for claim in claims] == secrets
     assert redis.hvals(IN_LOW) == secrets
@@ -209,9 +189,9 @@ def test_thousands_are_claimed_answered_again_and_acked_at_once(me, broker, redi
     }
 
 
-def test_thousands_are_acked_out_of_order_in_ranges(me, broker, take_turn, redis):
+def test_thousands_are_acked_out_of_order_in_ranges(me, broker, redis):
     redis.rpush(LOW, *range(5_000))
-    claims = take_turn(me, 5_000)
+    claims = me.take_turn(5_000)
     me.acknowledge(claims[4_000:])
     me.acknowledge(claims[2_998:0:-3])
     turn = me.turn(0)
@@ -231,11 +211,11 @@ def test_thousands_are_acked_out_of_order_in_ranges(me, broker, take_turn, redis
     ("done", "left"),
     [("a", "bc"), ("abc", ""), ("ca", "b"), ("ac", "b"), ("b", "ac"), ("", "abc")],
 )
-def test_an_ack_is_of_a_number_in_any_order(me, holding, take_turn, redis, done, left):
-    claims = dict(zip("abc", holding("same", "same", "other"), strict=True))
+def test_an_ack_is_of_a_number_in_any_order(me, redis, done, left):
+    claims = dict(zip("abc", me.hold("same", "same", "other"), strict=True))
     for name in done:
         me.settle(claims[name], ACK)
-    take_turn(me)
+    me.take_turn()
 
     numbers = [str(claims[name].number).encode() for name in left]
     assert redis.hkeys(IN_LOW) == numbers
@@ -254,24 +234,22 @@ def test_an_ack_is_of_a_number_in_any_order(me, holding, take_turn, redis, done,
         (Action.DEAD, {LOW: ["waits"], DEAD: ["A", "newer"], STATS: {"dead": "1"}}),
     ],
 )
-def test_what_each_settlement_makes_of_a_payload(
-    me, holding, take_turn, redis, database, action, becomes
-):
-    first, _ = holding("a", "b")
+def test_what_each_settlement_makes_of_a_payload(me, redis, database, action, becomes):
+    first, _ = me.hold("a", "b")
     redis.rpush(LOW, "waits")
     if action is Action.DEAD:
         redis.rpush(DEAD, "newer", "older")
     me.settle(first, settlement(action))
-    take_turn(me)
+    me.take_turn()
 
     assert database() == {IN_LOW: {"2": "b"}, TURNS: {"me": "2 T"}} | becomes
 
 
-def test_a_delay_is_counted_on_the_servers_clock(me, holding, take_turn, redis, database):
-    (claim,) = holding("a")
+def test_a_delay_is_counted_on_the_servers_clock(me, redis, database):
+    (claim,) = me.hold("a")
     seconds, micros = redis.time()
     me.settle(claim, Settlement(Action.DELAY, b"A", 12.5))
-    take_turn(me)
+    me.take_turn()
 
     found = database()
     due = found.pop(ETA)["A"]
@@ -294,27 +272,23 @@ def test_where_no_dead_letters_are_kept_a_dead_payload_is_only_counted(app_url, 
     assert database() == {STATS: {"dead": "1"}, TURNS: {"me": "2 T"}}
 
 
-def test_what_goes_back_to_the_front_is_there_in_the_order_of_its_numbers(
-    me, holding, take_turn, redis, database
-):
-    a, b, c, d = holding("a", "b", "c", "d")
+def test_what_goes_back_to_the_front_is_there_in_the_order_of_its_numbers(me, redis, database):
+    a, b, c, d = me.hold("a", "b", "c", "d")
     redis.rpush(LOW, "waits")
     for claim in (b, d, a):
         me.settle(claim, REQUEUE)
     me.settle(c, Settlement(Action.REDELIVER, b"C"))
-    take_turn(me)
+    me.take_turn()
 
     assert database()[LOW] == ["a", "b", "C", "d", "waits"]
 
 
 @pytest.mark.parametrize("action", Action)
-def test_what_is_somebody_elses_by_now_is_not_doubled(
-    me, holding, take_turn, redis, database, action
-):
-    (claim,) = holding("a")
+def test_what_is_somebody_elses_by_now_is_not_doubled(me, redis, database, action):
+    (claim,) = me.hold("a")
     redis.delete(IN_LOW)
     me.settle(claim, settlement(action))
-    take_turn(me)
+    me.take_turn()
 
     assert database() == {TURNS: {"me": "2 T"}}
     assert me.is_settled
@@ -332,15 +306,15 @@ def test_what_is_no_claim_of_ours_is_not_settled(me):
 
 @pytest.mark.parametrize("action", MOVES)
 def test_a_key_of_a_wrong_type_keeps_the_payload_in_flight_and_the_rest_goes_on(
-    me, holding, take_turn, redis, database, action
+    me, redis, database, action
 ):
-    first, second = holding("a", "b")
+    first, second = me.hold("a", "b")
     broken = {Action.DELAY: ETA, Action.DEAD: DEAD}.get(action, LOW)
     redis.set(broken, "text")
     redis.rpush(HIGH, "h")
     me.settle(first, settlement(action))
     me.settle(second, ACK)
-    claims = take_turn(me, 5)
+    claims = me.take_turn(5)
 
     assert payloads(claims) == ["h"]
     assert me.refused == [(first, settlement(action))]
@@ -354,18 +328,16 @@ def test_a_key_of_a_wrong_type_keeps_the_payload_in_flight_and_the_rest_goes_on(
     }
 
 
-def test_what_was_refused_is_settled_once_the_key_is_mended(
-    me, holding, take_turn, redis, database
-):
-    first, _ = holding("a", "b")
+def test_what_was_refused_is_settled_once_the_key_is_mended(me, redis, database):
+    first, _ = me.hold("a", "b")
     redis.set(DEAD, "text")
     me.settle(first, settlement(Action.DEAD))
-    take_turn(me)
-    take_turn(me)
+    me.take_turn()
+    me.take_turn()
     assert me.claims.keys() == {1, 2}
     redis.delete(DEAD)
     me.retry_refused()
-    take_turn(me)
+    me.take_turn()
 
     assert me.claims.keys() == {2}
     assert database() == {
@@ -377,14 +349,12 @@ def test_what_was_refused_is_settled_once_the_key_is_mended(
 
 
 @pytest.mark.parametrize("broken", [IN_LOW, LOW, HEAD])
-def test_a_key_of_a_wrong_type_holds_up_its_own_queue_alone(
-    me, take_turn, redis, database, broken
-):
+def test_a_key_of_a_wrong_type_holds_up_its_own_queue_alone(me, redis, database, broken):
     redis.set(broken, "text")
     redis.rpush(HIGH, "h")
     for key in {LOW, HEAD} - {broken}:
         redis.rpush(key, key)
-    claims = take_turn(me, 5)
+    claims = me.take_turn(5)
 
     # What is in the other part of the queue can be claimed, but for where it would be in flight.
     assert payloads(claims)[0] == "h"
@@ -395,12 +365,12 @@ def test_a_key_of_a_wrong_type_holds_up_its_own_queue_alone(
 
 
 @pytest.mark.parametrize("action", MOVES)
-def test_a_counter_of_a_wrong_type_stops_nothing(me, holding, take_turn, redis, database, action):
-    first, second = holding("a", "b")
+def test_a_counter_of_a_wrong_type_stops_nothing(me, redis, database, action):
+    first, second = me.hold("a", "b")
     redis.set(STATS, "text")
     me.settle(first, settlement(action))
     me.settle(second, ACK)
-    take_turn(me)
+    me.take_turn()
 
     assert me.is_settled
     found = database()
@@ -409,21 +379,21 @@ def test_a_counter_of_a_wrong_type_stops_nothing(me, holding, take_turn, redis, 
     assert found[STATS] == "text"
 
 
-def test_in_flight_hashes_of_a_wrong_type_end_no_turn(me, holding, take_turn, redis):
-    first, second, third = holding("a", "b", "c")
+def test_in_flight_hashes_of_a_wrong_type_end_no_turn(me, redis):
+    first, second, third = me.hold("a", "b", "c")
     redis.set(IN_LOW, "text")
     me.settle(first, ACK)
     me.settle(second, REQUEUE)
     me.settle(third, settlement(Action.RETRY))
     redis.rpush(HIGH, "h")
 
-    assert payloads(take_turn(me, 1)) == ["h"]
+    assert payloads(me.take_turn(1)) == ["h"]
     assert redis.llen(LOW) == 0
 
 
-def test_a_key_of_a_wrong_type_is_named_in_the_log(me, take_turn, redis, caplog):
+def test_a_key_of_a_wrong_type_is_named_in_the_log(me, redis, caplog):
     redis.set(LOW, "text")
-    take_turn(me, 1)
+    me.take_turn(1)
 
     assert f"Redis refuses: {LOW}: WRONGTYPE" in caplog.text
 
@@ -432,14 +402,12 @@ def test_a_key_of_a_wrong_type_is_named_in_the_log(me, take_turn, redis, caplog)
 
 
 @pytest.mark.parametrize("action", Action)
-def test_a_server_that_is_full_takes_settlements_and_gives_work(
-    me, holding, take_turn, redis, database, full, action
-):
-    first, _ = holding("a", "b")
+def test_a_server_that_is_full_takes_settlements_and_gives_work(me, redis, database, full, action):
+    first, _ = me.hold("a", "b")
     redis.rpush(HIGH, "h")
     me.settle(first, settlement(action))
     with full():
-        assert payloads(take_turn(me, 1)) == ["h"]
+        assert payloads(me.take_turn(1)) == ["h"]
 
     found = database()
     assert found[IN_LOW] == {"2": "b"}
@@ -466,10 +434,8 @@ def test_a_turn_survives_a_flush_of_the_scripts_and_a_restart(make_server):
     assert found == ["a", "b", "c"]
 
 
-def test_a_turn_that_fails_in_its_middle_evicts_and_loses_nothing(
-    me, holding, broker, redis, database
-):
-    first, second = holding("a", "b")
+def test_a_turn_that_fails_in_its_middle_evicts_and_loses_nothing(me, broker, redis, database):
+    first, second = me.hold("a", "b")
     redis.rpush(LOW, "waits")
     me.settle(first, ACK)
     turn = me.turn(5)
@@ -511,7 +477,7 @@ def line(two_queues):
 
 @pytest.fixture
 def insist(line):
-    """`insist(request)` sends it until it is answered; `.pauses` and `.outages` tell what happened."""
+    """`insist(request)` sends it until it is answered, and notes pauses and outages."""
 
     class Insistence:
         def __init__(self):
@@ -529,10 +495,10 @@ def insist(line):
 
 @pytest.mark.parametrize("losses", [[], ["request"], ["reply"], ["reply", "request", "reply"]])
 def test_after_an_error_the_same_bytes_are_sent_until_they_are_answered(
-    me, holding, insist, line, redis, database, losses
+    me, insist, line, database, losses
 ):
-    (claim,) = holding("a")
-    redis.rpush(LOW, "b")
+    (claim,) = me.hold("a")
+    line.enqueue(line.queues[1], b"b")
     me.settle(claim, settlement(Action.RETRY))
     line.loses = [*losses]
     turn = me.turn(1)
@@ -586,7 +552,7 @@ def test_a_registry_that_does_not_heal_is_told(group, insist, redis, line):
     assert len(line.sent) == 3
 
 
-def test_refusals_that_heal_are_outages_and_evict_nobody(me, insist, line, redis):
+def test_refusals_that_heal_are_outages_and_evict_nobody(me, insist, line):
     refusals = [
         redis_py.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
         redis_py.exceptions.ReadOnlyError("You can't write against a read only replica."),

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import selectors
+import signal
 import subprocess
 import tempfile
 import time
@@ -89,7 +90,7 @@ class Clock:
         return self.now
 
 
-def make_app(*, has_async=False, **options):
+def new_app(*, has_async=False, **options):
     """Return an application with the queues high and low, and one task, or one of each kind."""
     app = WakaQ(**{"queues": [(0, "high"), (1, "low")]} | options)
 
@@ -106,15 +107,35 @@ def make_app(*, has_async=False, **options):
 
 @pytest.fixture
 def app():
-    return make_app(max_redeliveries=2)
+    return new_app(max_redeliveries=2)
+
+
+@pytest.fixture
+def make_app():
+    return new_app
 
 
 @pytest.fixture
 def redis_app(app_url):
     """The same, on the session's server."""
-    app = make_app(url=app_url, wait_timeout=0.1, concurrency=2)
+    app = new_app(url=app_url, wait_timeout=0.1, concurrency=2)
     with contextlib.closing(app.broker):
         yield app
+
+
+@pytest.fixture
+def frozen():
+    """Have a server's process do nothing for a block, as on a machine that swaps."""
+
+    @contextlib.contextmanager
+    def frozen(server):
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+    return frozen
 
 
 @pytest.fixture
@@ -268,7 +289,7 @@ def make_stage(make_child):
     with contextlib.ExitStack() as stack:
 
         def make(*, has_async=False, **options):
-            stage = Stage(make_app(has_async=has_async, **options), make_child)
+            stage = Stage(new_app(has_async=has_async, **options), make_child)
             stack.callback(stage.close)
             return stage
 

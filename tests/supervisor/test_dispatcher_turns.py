@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import time
 
 import pytest
@@ -224,18 +223,8 @@ def test_one_that_the_server_has_forgotten_registers_anew(live, worker, redis, m
 # -- outages ---------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def frozen(server):
-    """Stop a server's process, as a machine that swaps does: connections stay open."""
-    server.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        server.process.send_signal(signal.SIGCONT)
-
-
 def test_what_workers_report_while_redis_is_away_waits_and_nothing_is_doubled(
-    make_stage, make_server, caplog
+    make_stage, make_server, frozen, caplog
 ):
     server = make_server()
     stage = make_stage(url=server.url, wait_timeout=0.1, socket_timeout=0.2)
@@ -286,7 +275,7 @@ def groups(make_stage, make_server):
         stage.stop()
 
 
-def test_a_group_whose_server_is_frozen_holds_up_no_other(groups):
+def test_a_group_whose_server_is_frozen_holds_up_no_other(groups, frozen):
     stage, servers = groups
     left, right = stage.dispatcher.groups
     one, other = stage.join(1), stage.join(2)

@@ -43,6 +43,18 @@ def test_a_worker_gets_no_more_ahead_than_its_window_which_begins_at_one(child):
     assert rooms == [1, 2, 64, MOST_AHEAD, MOST_AHEAD]
 
 
+def test_the_window_is_twice_as_wide_after_most_of_it_was_used(child):
+    windows = []
+    for given in (1, 1, 1, 2, 3, 4, 100):
+        prefetch.widen(child, given)
+        windows.append(child.window)
+    assert windows == [2, 4, 4, 8, 8, 16, 32]
+    for _ in range(9):
+        prefetch.widen(child, MOST_AHEAD)
+
+    assert child.window == MOST_AHEAD
+
+
 @pytest.mark.parametrize(
     ("duration", "most"), [(1.0, 1), (LONG, 1), (0.049, 2), (0.01, 2), (0.001, 8), (0.0001, 71)]
 )

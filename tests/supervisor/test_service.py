@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import redis as redis_py
 
-from wakaq.supervisor import service as service_module
 from wakaq.service import QUIET, Mailbox, Outage, Service
+from wakaq.supervisor import service as service_module
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from wakaq.frames import STARTED
+from wakaq.service import Outage
 from wakaq.supervisor import supervisor as module
 from wakaq.supervisor.child import Death
 from wakaq.supervisor.memory import Memory
-from wakaq.service import Outage
 from wakaq.supervisor.supervisor import BOOT_FAILED, LONGEST_DELAY, SHORTEST_LIFE, Supervisor
 
 NOW = 1_000.04

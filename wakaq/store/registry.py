@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import Any
 
 from wakaq.store.broker import Broker
+from wakaq.store.connection import pack
 from wakaq.store.keys import SlotGroup
 
 
@@ -64,11 +65,11 @@ class Registry:
 
     def entries(self) -> dict[str, bytes]:
         """Return each supervisor's entry as it is, for `read_entry`."""
-        return _texts(self._broker.client.hgetall(self.group.registry))
+        return self._read(self.group.registry)
 
     def turns(self) -> dict[str, bytes]:
         """Return the number of each supervisor's last turn, with its token and what it gave."""
-        return _texts(self._broker.client.hgetall(self.group.turns))
+        return self._read(self.group.turns)
 
     def beat(self, supervisor_id: str, entry: Mapping[str, object]) -> bool:
         """Renew an entry; False if its supervisor is evicted."""
@@ -86,12 +87,21 @@ class Registry:
 
     def inflight(self, keys: EntryKeys) -> list[int]:
         """Return the numbers of what is in flight, in order."""
-        return sorted(int(number) for number in self._broker.client.hkeys(keys.inflight))
+        return sorted(map(int, self._call("HKEYS", keys.inflight)))
 
     def payloads(self, keys: EntryKeys, numbers: Sequence[int]) -> list[bytes | None]:
         """Return what is in flight under these numbers."""
-        found: list[bytes | None] = self._broker.client.hmget(keys.inflight, numbers)
+        found: list[bytes | None] = self._call("HMGET", keys.inflight, *numbers)
         return found
+
+    def _read(self, key: str) -> dict[str, bytes]:
+        found = self._call("HGETALL", key)
+        names = (name.decode(errors="replace") for name in found[::2])
+        return dict(zip(names, found[1::2], strict=True))
+
+    def _call(self, *command: object) -> Any:
+        # On the connection of scripts: an idle supervisor has few.
+        return self._broker.connection().call(pack(*command))
 
     def rescue(
         self, supervisor_id: str, keys: EntryKeys, page: Sequence[tuple[int, bytes, bytes]]
@@ -174,7 +184,3 @@ def read_entry(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) else {}
-
-
-def _texts(found: Mapping[bytes, bytes]) -> dict[str, bytes]:
-    return {key.decode(errors="replace"): value for key, value in found.items()}

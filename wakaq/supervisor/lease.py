@@ -158,9 +158,7 @@ class Lease(Service):
 
     def _judge(self, registry: Registry, other: "_Other", seen: _Observed, passed: float) -> None:
         if other.supervisor_id.startswith(OLD_TOMBSTONE):
-            self._old_release.look_again(
-                registry, other.supervisor_id, other.raw, seen.still, passed
-            )
+            self._judge_tombstone(registry, other, seen, passed)
         elif seen.still >= self._term:
             logger.warning(
                 "Supervisor %s has not moved for %.0f s: it is dead",
@@ -172,6 +170,16 @@ class Lease(Service):
             logger.warning("Supervisor %s of this host is gone", other.supervisor_id)
             self.rescue(registry, other)
 
+    def _judge_tombstone(
+        self, registry: Registry, other: "_Other", seen: _Observed, passed: float
+    ) -> None:
+        field = other.supervisor_id
+        if other.keys is None:
+            self._old_release.look_again(registry, field, other.raw, seen.still, passed)
+        # The last release has declared one of ours dead, and knows nothing of our hashes.
+        elif self._empty(registry, field.removeprefix(OLD_TOMBSTONE), other.keys):
+            self._broker.client.hdel(registry.group.registry, field)
+
     # -- rescue ------------------------------------------------------------------------------------
 
     def rescue(self, registry: Registry, other: "_Other") -> None:
@@ -179,19 +187,22 @@ class Lease(Service):
         if other.is_of_old_release:
             self._old_release.rescue(registry, other.supervisor_id, other.raw)
             return
-        if not registry.fence(other.supervisor_id, other.turn or b""):
-            return  # it has moved
-        keys = other.keys or registry.own_keys(other.supervisor_id)
+        if registry.fence(other.supervisor_id, other.turn or b""):  # it has not moved
+            keys = other.keys or registry.own_keys(other.supervisor_id)
+            self._empty(registry, other.supervisor_id, keys)
+
+    def _empty(self, registry: Registry, supervisor_id: str, keys: Sequence[EntryKeys]) -> bool:
+        """Put back what a dead supervisor had; returns whether it is off the registry."""
         for queue_keys in keys:
             try:
-                self._rescue_queue(registry, other.supervisor_id, queue_keys)
+                self._rescue_queue(registry, supervisor_id, queue_keys)
             except RedisError as error:
                 if is_outage(error):
                     raise
                 # Such as a queue of a wrong type: the other queues go on, and this one is tried
                 # again.
                 self._broker.report_refusal(f"{queue_keys.inflight}: {error}")
-        registry.forget(other.supervisor_id, keys)
+        return registry.forget(supervisor_id, keys)
 
     def _rescue_queue(self, registry: Registry, supervisor_id: str, keys: EntryKeys) -> None:
         numbers, moved = registry.inflight(keys), 0

@@ -1,9 +1,10 @@
 """Rescues what dead supervisors of the last release had claimed; it kept that otherwise.
 
-Its claims are in lists, `wakaq:inflight:<queue>:<id>:<lane>`, lane 0 to its `concurrency`. It
-renames the entry of a dead supervisor to `dead:<id>`, under which these lists are looked at for an
-hour more: its last claim may have been on its way. When it declares one of ours dead, it does not
-know of our hashes: these are rescued here. To be deleted when nobody runs that release any more.
+Its claims are in lists, a lane each, from 0 to its `concurrency` (see `Keys.old_lists`). It renames
+the entry of a dead supervisor to `dead:<id>`, under which these lists are looked at for an hour
+more: its last claim may have been on its way. To be deleted when nobody runs that release any more.
+
+Not for one of ours that it declares dead: the lease sees to that.
 """
 
 import logging
@@ -17,7 +18,7 @@ from wakaq.queue import Queue
 from wakaq.store.broker import Broker
 from wakaq.store.connection import RedisError, is_outage
 from wakaq.store.keys import OLD_TOMBSTONE
-from wakaq.store.registry import EntryKeys, Registry, keys_of_entry, read_entry
+from wakaq.store.registry import Registry, read_entry
 from wakaq.worker.outcome import rescued
 
 logger = logging.getLogger("wakaq.supervisor")
@@ -50,13 +51,8 @@ class OldRelease:
         """
         if still >= FRESH and still // FRESH == (still - passed) // FRESH:
             return
-        supervisor_id, entry = field.removeprefix(OLD_TOMBSTONE), read_entry(raw)
-        keys = keys_of_entry(entry)
-        if keys is None:
-            self._empty(supervisor_id, entry)
-            if still >= KEPT:
-                self._broker.client.hdel(registry.group.registry, field)
-        elif _empty_hashes(registry, supervisor_id, keys):
+        self._empty(field.removeprefix(OLD_TOMBSTONE), read_entry(raw))
+        if still >= KEPT:
             self._broker.client.hdel(registry.group.registry, field)
 
     def _empty(self, supervisor_id: str, entry: dict[str, Any]) -> None:
@@ -119,18 +115,3 @@ class OldRelease:
             names = [key, keys.queue, keys.stats]
             moved += int(self._broker.run_script("old_release_rescue", names, page))
         return moved
-
-
-def _empty_hashes(registry: Registry, supervisor_id: str, keys: Sequence[EntryKeys]) -> bool:
-    """Rescue from one of ours that the last release has declared dead.
-
-    Returns whether nothing is left.
-    """
-    for of_queue in keys:
-        numbers = registry.inflight(of_queue)
-        for end in range(len(numbers), 0, -PAGE):
-            chosen = numbers[max(0, end - PAGE) : end]
-            payloads = zip(chosen, registry.payloads(of_queue, chosen), strict=True)
-            page = [(number, one, rescued(one)) for number, one in payloads if one is not None]
-            registry.rescue(supervisor_id, of_queue, page)
-    return registry.forget(supervisor_id, keys)

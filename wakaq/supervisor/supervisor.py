@@ -148,6 +148,7 @@ class Supervisor:
         if policy := self._app.broker.risk_of_eviction():
             logger.warning("Redis may drop tasks: maxmemory-policy is %s, set noeviction", policy)
         self._dispatcher.register()
+        self._app.broker.close()  # this thread's connections: it has no more to ask
         # A thread that has an answer of Redis in hand must not wait for 5 ms, Python's default,
         # until another lets it.
         sys.setswitchinterval(SWITCH_EVERY)

@@ -58,9 +58,7 @@ logger = logging.getLogger("wakaq.worker")
 
 BEAT = 1.0  # seconds, at most, between turns
 LOOK_EVERY = 0.05  # seconds between looks at the limits of what is running
-KILL_DELAY = (
-    0.5  # seconds, at most, in which a task past its hard timeout is settled before it dies
-)
+KILL_DELAY = 0.5  # seconds, at most, to settle a task past its hard timeout before it is killed
 GIVE_UP_AFTER = 600.0  # seconds to go on trying to settle once nothing runs
 MOST_EVICTIONS = 3  # in a row
 STACKS = 64_000  # bytes of stacks that are read

@@ -1,109 +1,104 @@
-"""The connection for hot commands: every kind of reply, every way in which a reply may not come, and TLS.
+"""The connection for hot commands: every kind of reply, every way in which none comes, and TLS.
 
 Where a server has to misbehave, a thread of the test plays it: see `play`.
 """
 
 import contextlib
-import fcntl
 import multiprocessing
-import os
 import random
-import selectors
 import shutil
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
-import termios
 import threading
-from pathlib import Path
 
 import pytest
 import redis as redis_py
 
 from wakaq import WakaQ
-from wakaq.client import Wire, pack
+from wakaq.store.connection import Connection, is_outage, pack
 
 SECRETS = [b"", b"x", b"\r\n", b"\r\n$3\r\nabc\r\n", b"-ERR no\r\n", b"\x00\xff", bytes(range(256))]
 MEGABYTE = random.Random(1).randbytes(1_000_000) + b"\r\n"
 
 
 @pytest.fixture
-def make_wire(make_played):  # noqa: ARG001 - whose threads wait for the wires' ends
-    """`make_wire(url, **options)` returns a wire to there."""
+def make_connection(make_played):  # noqa: ARG001 - whose threads wait for the connections' ends
+    """`make_connection(url, **options)` returns a connection to there."""
     with contextlib.ExitStack() as stack:
 
         def make(url, **options):
             app = WakaQ(queues=["default"], url=url, wait_timeout=0.05, **options)
             stack.callback(app.broker.close)
-            return stack.enter_context(contextlib.closing(Wire(app.broker.client)))
+            connection = Connection(app.broker.client.connection_pool)
+            return stack.enter_context(contextlib.closing(connection))
 
         yield make
 
 
 @pytest.fixture
-def wire(make_wire, app_url):
-    return make_wire(app_url)
+def connection(make_connection, app_url):
+    return make_connection(app_url)
 
 
-def ask(wire, *arguments):
-    return wire.call(pack(*arguments))
+def ask(connection, *arguments):
+    return connection.call(pack(*arguments))
 
 
 # -- replies ---------------------------------------------------------------------------------------
 
 
-def test_numbers_nil_and_bulks_are_read(wire):
-    assert ask(wire, "INCR", "n") == 1
-    assert ask(wire, "DECRBY", "n", 12_345_678_901) == -12_345_678_900
-    assert ask(wire, "GET", "n") == b"-12345678900"
-    assert ask(wire, "GET", "missing") is None
-    assert ask(wire, "LPOP", "missing") is None
-    assert ask(wire, "SET", "key", "value") is None  # +OK, which says nothing
-    assert ask(wire, "EXISTS", "missing") == 0
+def test_numbers_nil_and_bulks_are_read(connection):
+    assert ask(connection, "INCR", "n") == 1
+    assert ask(connection, "DECRBY", "n", 12_345_678_901) == -12_345_678_900
+    assert ask(connection, "GET", "n") == b"-12345678900"
+    assert ask(connection, "GET", "missing") is None
+    assert ask(connection, "LPOP", "missing") is None
+    assert ask(connection, "SET", "key", "value") == b"OK"
+    assert ask(connection, "EXISTS", "missing") == 0
 
 
 @pytest.mark.parametrize("secret", [*SECRETS, MEGABYTE], ids=lambda secret: f"{len(secret)} bytes")
-def test_bulks_come_back_as_they_were_sent(wire, secret):
+def test_bulks_come_back_as_they_were_sent(connection, secret):
     for _ in range(2):
-        assert ask(wire, "ECHO", secret) == secret
-    assert ask(wire, "RPUSH", "list", secret) == 1
-    assert ask(wire, "LPOP", "list") == secret
+        assert ask(connection, "ECHO", secret) == secret
+    assert ask(connection, "RPUSH", "list", secret) == 1
+    assert ask(connection, "LPOP", "list") == secret
 
 
-def test_arguments_are_packed_as_the_server_reads_them(wire):
+def test_arguments_are_packed_as_the_server_reads_them(connection):
     assert pack("A", b"\xff", 1, 2.5, "é") == (
         b"*5\r\n$1\r\nA\r\n$1\r\n\xff\r\n$1\r\n1\r\n$3\r\n2.5\r\n$2\r\n\xc3\xa9\r\n"
     )
-    assert ask(wire, "ECHO", "é") == "é".encode()
-    assert ask(wire, "ECHO", 0.1) == b"0.1"
+    assert ask(connection, "ECHO", "é") == "é".encode()
+    assert ask(connection, "ECHO", 0.1) == b"0.1"
 
 
-def test_many_calls_of_all_kinds_get_their_own_replies(wire, redis):
+def test_many_calls_of_all_kinds_get_their_own_replies(connection, redis):
     redis.set("text", "text")
     chance = random.Random(2)
     for number in range(500):
         kind = chance.choice(["int", "bulk", "nil", "error"])
         if kind == "int":
-            assert ask(wire, "APPEND", f"key {number}", "x" * number) == number
+            assert ask(connection, "APPEND", f"key {number}", "x" * number) == number
         elif kind == "bulk":
             secret = chance.randbytes(chance.choice([0, 1, 100, 65_536, 65_537, 200_000]))
-            assert ask(wire, "ECHO", secret) == secret
+            assert ask(connection, "ECHO", secret) == secret
         elif kind == "nil":
-            assert ask(wire, "GET", "missing") is None
+            assert ask(connection, "GET", "missing") is None
         else:
             with pytest.raises(redis_py.ResponseError, match="WRONGTYPE"):
-                ask(wire, "LPUSH", "text", number)
+                ask(connection, "LPUSH", "text", number)
 
 
 # -- errors ----------------------------------------------------------------------------------------
 
 
-def connection_of(wire):
-    """Return the server's number for the connection, which shows whether it is the same as before."""
-    return ask(wire, "CLIENT", "ID")
+def connection_of(connection):
+    """Return the server's number for the connection, which shows whether it is the same."""
+    return ask(connection, "CLIENT", "ID")
 
 
 @pytest.mark.parametrize(
@@ -115,62 +110,92 @@ def connection_of(wire):
         (("EVAL", "return redis.error_reply('ÿ')", 0), redis_py.ResponseError, "ÿ"),
     ],
 )
-def test_errors_are_those_of_redis_py_and_the_connection_goes_on(wire, redis, command, kind, text):
+def test_errors_are_those_of_redis_py_and_the_connection_goes_on(
+    connection, redis, command, kind, text
+):
     redis.set("text", "text")
-    number = connection_of(wire)
+    number = connection_of(connection)
     with pytest.raises(kind, match=text) as caught:
-        ask(wire, *command)
+        ask(connection, *command)
     # Exactly what the client's own call raises.
     with pytest.raises(redis_py.RedisError) as expected:
         redis.execute_command(*command)
 
     assert type(caught.value) is type(expected.value) is kind
     assert str(caught.value) == str(expected.value)
-    assert connection_of(wire) == number
+    assert connection_of(connection) == number
 
 
-def test_a_server_that_is_out_of_memory_says_so(wire, redis):
+def test_a_server_that_is_out_of_memory_says_so(connection, redis):
     redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(redis_py.exceptions.OutOfMemoryError):
-            ask(wire, "SET", "key", "value")
+            ask(connection, "SET", "key", "value")
     finally:
         redis.config_set("maxmemory", 0)
-    assert ask(wire, "GET", "key") is None
+    assert ask(connection, "GET", "key") is None
 
 
-def test_a_replica_refuses_writes(make_wire, make_server):
+def test_a_replica_refuses_writes(make_connection, make_server):
     server = make_server()
     with contextlib.closing(server.client()) as client:
         client.replicaof("127.0.0.1", "1")
-    wire = make_wire(server.url)
+    connection = make_connection(server.url)
     with pytest.raises(redis_py.exceptions.ReadOnlyError):
-        ask(wire, "SET", "key", "value")
+        ask(connection, "SET", "key", "value")
 
-    assert ask(wire, "GET", "key") is None
+    assert ask(connection, "GET", "key") is None
 
 
 def test_a_missing_and_a_wrong_password_are_told_and_the_right_one_is_sent(
-    make_wire, redis_tcp_server
+    make_connection, redis_tcp_server
 ):
     port = redis_tcp_server.port
     for secret in ("", ":wrong@"):
-        wire = make_wire(f"redis://{secret}127.0.0.1:{port}")
+        connection = make_connection(f"redis://{secret}127.0.0.1:{port}")
         for _ in range(2):
             with pytest.raises(redis_py.AuthenticationError):
-                ask(wire, "GET", "key")
+                ask(connection, "GET", "key")
 
-    assert ask(make_wire(redis_tcp_server.url), "ECHO", "in") == b"in"
+    assert ask(make_connection(redis_tcp_server.url), "ECHO", "in") == b"in"
 
 
-def test_a_database_is_chosen_again_after_each_loss(make_wire, app_url, redis):
-    wire = make_wire(app_url + "?db=5")
+def test_a_database_is_chosen_again_after_each_loss(make_connection, app_url, redis):
+    connection = make_connection(app_url + "?db=5")
     for _ in range(2):
-        ask(wire, "INCR", "n")
+        ask(connection, "INCR", "n")
         redis.client_kill_filter(_type="normal", skipme=True)
 
     assert redis.get("n") is None
-    assert ask(wire, "GET", "n") == b"2"
+    assert ask(connection, "GET", "n") == b"2"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_passing"),
+    [
+        (redis_py.ConnectionError("refused"), True),
+        (redis_py.TimeoutError("no answer"), True),
+        (redis_py.BusyLoadingError("Redis is loading the dataset in memory"), True),
+        (redis_py.exceptions.ReadOnlyError("a replica"), True),
+        (redis_py.exceptions.OutOfMemoryError("used memory > 'maxmemory'"), True),
+        (redis_py.exceptions.MasterDownError("Link with MASTER is down"), True),
+        (redis_py.exceptions.ClusterDownError("The cluster is down"), True),
+        (redis_py.exceptions.TryAgainError("during rehashing of slot"), True),
+        (redis_py.ResponseError("NOREPLICAS Not enough good replicas to write."), True),
+        (redis_py.ResponseError("MISCONF Errors writing to the AOF file"), True),
+        (redis_py.ResponseError("UNBLOCKED client unblocked by a failover"), True),
+        (redis_py.ResponseError("Error running script: @user_script:1: -OOM command not"), True),
+        (redis_py.ResponseError("WRONGTYPE Operation against a key"), False),
+        (redis_py.ResponseError("ERR unknown command 'LOADING'"), False),
+        (redis_py.AuthenticationError("invalid password"), False),
+        (redis_py.exceptions.AuthorizationError("no permissions"), False),
+        (redis_py.exceptions.NoScriptError("No matching script"), False),
+        (ValueError("READONLY"), False),
+    ],
+    ids=lambda value: f"{type(value).__name__} {value}"[:50],
+)
+def test_outages_are_what_heals_without_us(error, is_passing):
+    assert is_outage(error) is is_passing
 
 
 # -- servers that misbehave ------------------------------------------------------------------------
@@ -188,7 +213,7 @@ class Peer:
         self._is_greeting = True
 
     def read(self):
-        """Return the next command, None at the end; what redis-py says when it connects is answered here."""
+        """Return the next command, None at the end; answer what redis-py says when it connects."""
         while command := self._read():
             if not self._is_greeting or command[0] not in GREETINGS:
                 self._is_greeting = False
@@ -214,7 +239,7 @@ class Peer:
 
 
 class Played:
-    """A server that plays a script for each connection, the last one again, each in a thread of its own."""
+    """A server that plays a script for each connection, the last one again, each in a thread."""
 
     def __init__(self, path, scripts, context=None):
         self._scripts = list(scripts)
@@ -274,9 +299,9 @@ def make_played(tmp_path):
 
 
 @pytest.fixture
-def play(make_played, make_wire):
-    """`play(*scripts, **options)` returns a wire to a server that plays these."""
-    return lambda *scripts, **options: make_wire(make_played(*scripts).url, **options)
+def play(make_played, make_connection):
+    """`play(*scripts, **options)` returns a connection to a server that plays these."""
+    return lambda *scripts, **options: make_connection(make_played(*scripts).url, **options)
 
 
 def echo(peer):
@@ -297,7 +322,7 @@ def says(*replies):
 
 
 def stays(*replies):
-    """Play a server that sends these, one for each command, and keeps the connection open until the other side closes."""
+    """Play a server that sends these, one for each command, and does not close the connection."""
 
     def script(peer):
         says(*replies)(peer)
@@ -323,21 +348,21 @@ def stays(*replies):
     ],
 )
 def test_a_server_that_closes_in_the_middle_of_a_reply_is_a_connection_error(play, part):
-    wire = play(says(part), echo)
+    connection = play(says(part), echo)
     with pytest.raises(redis_py.ConnectionError):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
 
-    assert ask(wire, "GET", "next") == b"next"
+    assert ask(connection, "GET", "next") == b"next"
 
 
 @pytest.mark.parametrize("part", [b"", b"$", b"$10\r\nabc"])
 def test_a_server_that_does_not_answer_in_time_is_a_timeout(play, part):
-    wire = play(stays(part), echo, socket_timeout=0.1)
+    connection = play(stays(part), echo, socket_timeout=0.1)
     with pytest.raises(redis_py.TimeoutError):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
 
     # Not on the connection on which the old reply may come yet.
-    assert ask(wire, "GET", "next") == b"next"
+    assert ask(connection, "GET", "next") == b"next"
 
 
 @pytest.mark.parametrize(
@@ -351,14 +376,14 @@ def test_a_server_that_does_not_answer_in_time_is_a_timeout(play, part):
     ],
 )
 def test_errors_that_a_healthy_server_does_not_send_have_their_types_too(play, reply, kind):
-    wire = play(stays(reply))
+    connection = play(stays(reply))
     with pytest.raises(kind):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
 
 
 @pytest.mark.parametrize("has_come_together", [False, True])
 def test_what_came_unasked_is_no_reply_to_the_next_command(play, has_come_together):
-    has_babbled = threading.Event()
+    has_read, has_babbled = threading.Event(), threading.Event()
 
     def babble(peer):
         peer.read()
@@ -366,67 +391,67 @@ def test_what_came_unasked_is_no_reply_to_the_next_command(play, has_come_togeth
             peer.send(b":1\r\n$3\r\nold\r\n")
         else:
             peer.send(b":1\r\n")
-            wait_until_read(peer.sock)
+            assert has_read.wait(5)
             peer.send(b"$3\r\nold\r\n")
         has_babbled.set()
         echo(peer)
 
-    wire = play(babble, echo)
-    assert ask(wire, "GET", "key") == 1
+    connection = play(babble, echo)
+    assert ask(connection, "GET", "key") == 1
+    has_read.set()
     assert has_babbled.wait(5)
-    assert ask(wire, "GET", "next") == b"next"
+    assert ask(connection, "GET", "next") == b"next"
 
 
 # -- connections that are lost while idle ----------------------------------------------------------
 
 
-def test_connections_that_were_closed_while_idle_are_replaced_unnoticed(wire, redis):
+def test_connections_that_were_closed_while_idle_are_replaced_unnoticed(connection, redis):
     numbers = set()
     for _ in range(5):
-        numbers.add(connection_of(wire))
+        numbers.add(connection_of(connection))
         redis.client_kill_filter(_type="normal", skipme=True)
 
-    assert ask(wire, "ECHO", "here") == b"here"
+    assert ask(connection, "ECHO", "here") == b"here"
     assert len(numbers) == 5
 
 
-def test_a_server_that_was_restarted_is_no_error(make_wire, make_server):
+def test_a_server_that_was_restarted_is_no_error(make_connection, make_server):
     server = make_server()
-    wire = make_wire(server.url)
+    connection = make_connection(server.url)
     for stop in (server.stop, server.kill):
-        assert ask(wire, "ECHO", "here") == b"here"
+        assert ask(connection, "ECHO", "here") == b"here"
         stop()
         server.start()
 
-    assert ask(wire, "ECHO", "again") == b"again"
+    assert ask(connection, "ECHO", "again") == b"again"
 
 
 def test_a_server_that_is_away_is_an_error_at_once_and_is_found_when_it_is_back(
-    make_wire, make_server
+    make_connection, make_server
 ):
     server = make_server()
-    wire = make_wire(server.url)
-    ask(wire, "ECHO", "here")
+    connection = make_connection(server.url)
+    ask(connection, "ECHO", "here")
     server.stop()
     for _ in range(2):
         with pytest.raises(redis_py.ConnectionError):
-            ask(wire, "ECHO", "lost")
+            ask(connection, "ECHO", "lost")
     server.start()
 
-    assert ask(wire, "ECHO", "back") == b"back"
+    assert ask(connection, "ECHO", "back") == b"back"
 
 
-def long_ago(wire):
-    """Have the wire's last use, and redis-py's last check, be long ago."""
-    wire._used_at -= 1_000.0
-    wire._connection.next_health_check = 0
+def long_ago(connection):
+    """Have redis-py's last check be long ago."""
+    connection._connection.next_health_check = 0
 
 
-def test_after_a_long_time_a_connection_that_answers_is_used_again(wire):
-    number = connection_of(wire)
+def test_after_a_long_time_a_connection_that_answers_is_used_again(connection):
+    number = connection_of(connection)
     for _ in range(3):
-        long_ago(wire)
-        assert connection_of(wire) == number
+        long_ago(connection)
+        assert connection_of(connection) == number
 
 
 @pytest.mark.parametrize("answer", [None, b"-LOADING the dataset\r\n"])
@@ -441,10 +466,10 @@ def test_after_a_long_time_a_connection_that_leads_nowhere_is_replaced_unnoticed
             if answer:
                 peer.send(answer)
 
-    wire = play(silent, echo, socket_timeout=0.1)
-    assert ask(wire, "GET", "key") == 1
-    long_ago(wire)
-    assert ask(wire, "GET", "next") == b"next"
+    connection = play(silent, echo, socket_timeout=0.1)
+    assert ask(connection, "GET", "key") == 1
+    long_ago(connection)
+    assert ask(connection, "GET", "next") == b"next"
 
     # The command itself was not sent to where nobody could tell whether it was executed.
     assert {tuple(command) for command in asked} == {(b"PING",)}
@@ -458,9 +483,9 @@ def test_a_connection_in_use_is_not_checked_with_every_call(play):
             commands.append(command[0])
             peer.send(b":1\r\n")
 
-    wire = play(record)
+    connection = play(record)
     for _ in range(20):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
 
     assert commands == [b"GET"] * 20
 
@@ -502,139 +527,72 @@ def test_after_an_interruption_the_next_call_reads_its_own_reply(play, part):
         peer.send(b"$%d\r\n%b\r\n" % (len(command[-1]), command[-1]))
         echo(peer)
 
-    wire = play(interrupt, answer)
+    connection = play(interrupt, answer)
     with pytest.raises(Interrupted):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
 
-    assert ask(wire, "GET", "next") == b"next"
-    assert ask(wire, "GET", "other") == b"other"
+    assert ask(connection, "GET", "next") == b"next"
+    assert ask(connection, "GET", "other") == b"other"
 
 
-def interrupted_at(moment, wire):
-    """Begin a call, and interrupt it at the latest while it waits for its reply; returns the moments until then.
+def interrupted_at(moment, connection):
+    """Begin a call, and interrupt it at the latest while it waits for its reply.
 
-    Those are where Python runs signal handlers: the entry of a function, and the return of one that is written in C.
+    Returns the moments until then: those where Python runs signal handlers, which are the entry of
+    a function, and the return of one that is written in C.
     """
-    places = []
+    places, sent = [], []
 
     def interrupt():
         sys.setprofile(None)
         raise Interrupted
 
-    def profile(frame, event, _argument):
+    def profile(frame, event, argument):
+        name = getattr(argument, "__name__", "")
+        if event == "c_return" and name == "sendall":
+            sent.append(name)
+        if event == "c_call" and name == "recv" and sent:
+            interrupt()
         if event in {"call", "c_return"}:
             places.append(f"{event} {frame.f_code.co_name}, line {frame.f_lineno}")
             if len(places) == moment:
                 interrupt()
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wire, "_more", interrupt)
-        command = pack("GET", "key")
-        try:
-            sys.setprofile(profile)
-            wire.call(command)
-        except Interrupted:
-            pass
-        finally:
-            sys.setprofile(None)
+    command = pack("GET", "key")
+    try:
+        sys.setprofile(profile)
+        connection.call(command)
+    except Interrupted:
+        pass
+    finally:
+        sys.setprofile(None)
     return places
 
 
-def test_wherever_a_call_is_interrupted_the_next_one_reads_its_own_reply(make_played, make_wire):
-    has_next = threading.Event()
-
+def test_wherever_a_call_is_interrupted_the_next_one_reads_its_own_reply(
+    make_played, make_connection
+):
     def late(peer):
-        """Answer `key` only when the next command was sent, on whichever connection."""
+        """Answer `key` only when another command has come on the same connection."""
+        owed = b""
         while command := peer.read():
-            if command[-1] == b"key":
-                assert has_next.wait(5)
-            peer.send(b"$%d\r\n%b\r\n" % (len(command[-1]), command[-1]))
+            owed += b"$%d\r\n%b\r\n" % (len(command[-1]), command[-1])
+            if command[-1] != b"key":
+                peer.send(owed)
+                owed = b""
 
     url, misread = make_played(late).url, {}
     for moment in range(1, 100):
-        wire = make_wire(url)
-        assert ask(wire, "GET", "first") == b"first"
-        places = interrupted_at(moment, wire)
-        wire.send(pack("GET", "next"))
-        has_next.set()
-        if (reply := wire.receive()) != b"next":
+        connection = make_connection(url)
+        assert ask(connection, "GET", "first") == b"first"
+        places = interrupted_at(moment, connection)
+        if (reply := ask(connection, "GET", "next")) != b"next":
             misread[places[-1]] = reply
-        has_next.clear()
         if len(places) < moment:
             break
-    has_next.set()  # for whoever is late with an earlier call
 
     assert 5 < len(places) < 99, "it was not interrupted at every moment"
     assert misread == {}
-
-
-# -- pieces ----------------------------------------------------------------------------------------
-
-
-def wait_until_read(sock):
-    """Return when the other side has read all that was sent, as the kernel tells."""
-    while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4))[0]:
-        os.sched_yield()
-
-
-class Forwarder:
-    """Play a server that asks the real one, and hands its replies on in pieces, each when the one before was read."""
-
-    def __init__(self, path, sizes):
-        self._path = str(path)
-        self._sizes = sizes
-        self.pieces = 0
-
-    def __call__(self, peer):
-        with socket.socket(socket.AF_UNIX) as real:
-            real.connect(self._path)
-            replies = real.makefile("rb")
-            while command := peer.read():
-                real.sendall(pack(*command))
-                reply = replies.readline()
-                if reply[:1] == b"$" and (size := int(reply[1:])) >= 0:
-                    reply += replies.read(size + 2)
-                self._hand_on(peer, reply)
-            replies.close()
-
-    def _hand_on(self, peer, reply):
-        while reply:
-            size = self._sizes()
-            peer.send(reply[:size])
-            reply = reply[size:]
-            self.pieces += 1
-            if reply:
-                wait_until_read(peer.sock)
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_replies_that_come_in_pieces_are_put_together(play, redis, redis_server, size):
-    redis.set("text", "text")
-    forwarder = Forwarder(redis_server.socket, lambda: size)
-    wire = play(forwarder)
-
-    assert ask(wire, "INCR", "n") == 1
-    assert ask(wire, "DECRBY", "n", 12_345_678_901) == -12_345_678_900
-    assert ask(wire, "GET", "missing") is None
-    assert ask(wire, "SET", "key", "value") is None
-    for secret in SECRETS:
-        assert ask(wire, "ECHO", secret) == secret
-    with pytest.raises(redis_py.ResponseError, match=r"^WRONGTYPE .* wrong kind of value$"):
-        ask(wire, "LPUSH", "text", "a")
-    with pytest.raises(redis_py.exceptions.NoScriptError):
-        ask(wire, "EVALSHA", "0" * 40, 0)
-    assert ask(wire, "INCR", "n") == -12_345_678_899
-    assert forwarder.pieces > 300 / size
-
-
-def test_a_large_reply_may_be_cut_anywhere(play, redis_server):
-    chance = random.Random(3)
-    sizes = [1, 2, 1_000, 65_535, 65_536, 65_537, 100_000]
-    forwarder = Forwarder(redis_server.socket, lambda: chance.choice(sizes))
-    wire = play(forwarder)
-    for _ in range(3):
-        assert ask(wire, "ECHO", MEGABYTE) == MEGABYTE
-        assert ask(wire, "GET", "missing") is None
 
 
 # -- threads and processes -------------------------------------------------------------------------
@@ -652,8 +610,8 @@ def test_each_thread_has_a_wire_of_its_own_that_ends_with_it(broker, redis, even
 
     def run():
         barrier.wait(5)
-        assert broker.wire() is broker.wire()
-        numbers.append(connection_of(broker.wire()))
+        assert broker.connection() is broker.connection()
+        numbers.append(connection_of(broker.connection()))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -668,13 +626,31 @@ def test_each_thread_has_a_wire_of_its_own_that_ends_with_it(broker, redis, even
     eventually(only_ours_is_left)
 
 
+def test_who_is_owed_a_reply_is_left_alone_and_replaced(broker):
+    first = broker.connection()
+    first.is_owed = True
+
+    assert broker.connection() is not first
+    assert broker.connection() is broker.connection()
+
+
+def test_a_script_that_the_server_has_forgotten_is_sent_again_and_executed_once(broker, redis):
+    (group,) = broker.groups
+    redis.hset(group.turns, "me", "0 7")
+    for _ in range(2):
+        redis.script_flush()
+        assert broker.run_script("turn", [group.turns], ["me", 1, "7", 0, 1])
+
+    assert redis.hget(group.turns, "me").startswith(b"1 ")
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_process_that_was_forked_has_a_wire_of_its_own_and_leaves_the_first_alone(broker):
-    ours = connection_of(broker.wire())
+    ours = connection_of(broker.connection())
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
     def run():
-        sender.send([connection_of(broker.wire()), connection_of(broker.wire())])
+        sender.send([connection_of(broker.connection()), connection_of(broker.connection())])
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
@@ -686,38 +662,16 @@ def test_a_process_that_was_forked_has_a_wire_of_its_own_and_leaves_the_first_al
 
     assert theirs
     assert theirs[0] == theirs[1] != ours
-    assert connection_of(broker.wire()) == ours
+    assert connection_of(broker.connection()) == ours
 
 
-def test_a_wire_that_was_closed_connects_again(wire):
-    wire.close()
-    number = connection_of(wire)
-    wire.close()
-    wire.close()
+def test_a_wire_that_was_closed_connects_again(connection):
+    connection.close()
+    number = connection_of(connection)
+    connection.close()
+    connection.close()
 
-    assert connection_of(wire) != number
-
-
-def test_a_descriptor_that_somebody_else_has_by_now_is_looked_at_no_more(wire):
-    connection_of(wire)
-    before = wire.sock.fileno()
-    wire.close()
-    with Path("/dev/null").open("rb") as other:  # always readable, as a closed connection is
-        assert other.fileno() == before
-        number = connection_of(wire)
-        assert wire.sock.fileno() != before
-        assert connection_of(wire) == number
-
-
-def test_a_descriptor_tells_when_the_reply_is_there(wire, redis):
-    wire.send(pack("BLMOVE", "list", "other", "LEFT", "RIGHT", 0))
-    with selectors.DefaultSelector() as selector:
-        selector.register(wire.sock, selectors.EVENT_READ)
-        assert selector.select(0) == []
-        redis.rpush("list", "a")
-        assert selector.select(5)
-
-    assert wire.receive() == b"a"
+    assert connection_of(connection) != number
 
 
 # -- TLS -------------------------------------------------------------------------------------------
@@ -743,40 +697,40 @@ def certificate(tmp_path_factory):
 
 
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda one: one.name)
-def play_tls(make_played, make_wire, certificate, request):
-    """`play_tls(*scripts, **options)` returns a wire to a server that plays these, and that server."""
+def play_tls(make_played, make_connection, certificate, request):
+    """`play_tls(*scripts, **options)` returns a connection to such a server, and the server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = context.maximum_version = request.param
     context.load_cert_chain(*certificate)
 
     def play(*scripts, **options):
         played = make_played(*scripts, context=context)
-        return make_wire(f"{played.url}?ssl_ca_certs={certificate[0]}", **options), played
+        return make_connection(f"{played.url}?ssl_ca_certs={certificate[0]}", **options), played
 
     return play
 
 
 def test_replies_come_over_tls_on_one_connection(play_tls):
-    wire, played = play_tls(echo)
+    connection, played = play_tls(echo)
     for secret in (*SECRETS, MEGABYTE, *SECRETS):
-        assert ask(wire, "ECHO", secret) == secret
+        assert ask(connection, "ECHO", secret) == secret
 
     assert len(played.peers) == 1
 
 
 def test_over_tls_too_a_connection_that_was_closed_while_idle_is_replaced(play_tls):
-    wire, played = play_tls(says(b":1\r\n"), echo)
-    assert ask(wire, "GET", "key") == 1
+    connection, played = play_tls(says(b":1\r\n"), echo)
+    assert ask(connection, "GET", "key") == 1
     # Its end is here as soon as the other side's thread has closed it.
     played.wait_for_end(1)
-    assert ask(wire, "GET", "next") == b"next"
+    assert ask(connection, "GET", "next") == b"next"
 
 
 def test_over_tls_too_losses_and_silence_are_errors_of_redis_py(play_tls):
-    wire, _ = play_tls(says(b"$10\r\nabc"), stays(b"$10\r\nabc"), echo, socket_timeout=0.2)
+    connection, _ = play_tls(says(b"$10\r\nabc"), stays(b"$10\r\nabc"), echo, socket_timeout=0.2)
     with pytest.raises(redis_py.ConnectionError):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
     with pytest.raises(redis_py.TimeoutError):
-        ask(wire, "GET", "key")
+        ask(connection, "GET", "key")
 
-    assert ask(wire, "GET", "next") == b"next"
+    assert ask(connection, "GET", "next") == b"next"
