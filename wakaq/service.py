@@ -43,11 +43,12 @@ class Outage:
         self._lock = threading.Lock()
         self._began_at: float | None = None
         self._failed_at = 0.0
+        self._back_at: float | None = None  # the first success since
 
     def begin(self, error: Exception) -> None:
         """Note that a call has failed."""
         with self._lock:
-            self._failed_at = time.monotonic()
+            self._failed_at, self._back_at = time.monotonic(), None
             is_first = self._began_at is None
             if is_first:
                 self._began_at = self._failed_at
@@ -58,11 +59,14 @@ class Outage:
         """Note that a call that was made at `called_at` has succeeded."""
         with self._lock:
             began_at = self._began_at
+            if began_at is None or called_at <= self._failed_at:
+                return
+            self._back_at = self._back_at or time.monotonic()
             # Not at the first success: a server may serve some calls and fail others, as when it is
             # full.
-            if began_at is None or called_at <= self._failed_at + QUIET:
+            if called_at <= self._failed_at + QUIET:
                 return
-            lasted, self._began_at = self._failed_at - began_at, None
+            lasted, self._began_at = self._back_at - began_at, None
         logger.warning("Redis is back after %.1f s", lasted)
 
 

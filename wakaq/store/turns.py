@@ -184,6 +184,11 @@ class Registration:
         token = broker.register(self.group, supervisor_id, self.make_entry(supervisor_id))
         return None if token is None else Registered(supervisor_id, token)
 
+    def describe_refusal(self, error: RedisError) -> str:
+        """Say in one line that Redis refuses it."""
+        names = f"{self.group.registry} and {self.group.turns}"
+        return f"Redis refuses to register this supervisor in {names}: {error}"
+
 
 Request = Turn | Adopt | Leave | Registration
 Answer = TurnAnswer | AdoptAnswer | bool | Registered | None  # None: evicted
@@ -219,7 +224,7 @@ def exchange(
                 refusal = str(error)
                 broker.report_refusal(refusal)
                 if refusals == REFUSALS and isinstance(request, Registration):
-                    raise Refused(refusal) from error
+                    raise Refused(request.describe_refusal(error)) from error
                 if refusals == REFUSALS:
                     return None
         if pause(backoff(failures)):

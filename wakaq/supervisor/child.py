@@ -81,9 +81,8 @@ class Child:
         self.state = State.STARTING
         self.has_served = False  # it has booted
         self.assigned: dict[int, Claim] = {}  # by row
-        self.async_rows: dict[
-            int, float
-        ] = {}  # of these, the async ones, with the moment of assignment
+        # Of these, the async ones, with the moment of assignment.
+        self.async_rows: dict[int, float] = {}
         self.free_rows = list(range(ROWS))
         self.left: int | None = None  # how many more tasks it may be assigned; None: any number
         self.is_recalling = False  # asked for what it has not started, and yet to answer
@@ -190,7 +189,8 @@ class Child:
         with self._lock:
             if self._is_reaped:
                 return ""
-            return os.pread(self.stacks_fd, STACKS, 0).decode(errors="replace")
+            text = os.pread(self.stacks_fd, STACKS, 0).decode(errors="replace")
+        return "\n\n".join(map(_without_our_start, text.split("\n\n")))
 
     def kill(self, death: Death) -> None:
         """SIGKILL the worker and its process group, and so what its task has started."""
@@ -226,3 +226,10 @@ class Child:
             if self.end_fd is not None:
                 os.close(self.end_fd)
         self.channel.close()
+
+
+def _without_our_start(stack: str) -> str:
+    """Return a thread's stack, most recent call first, without what led to the worker's start."""
+    lines = stack.split("\n")
+    starts = [index for index, line in enumerate(lines) if "wakaq/worker/main.py" in line]
+    return "\n".join(lines[: starts[0] + 1] if starts else lines)

@@ -65,9 +65,8 @@ BEAT = 1.0  # seconds between turns of an idle supervisor: others take it for de
 SETTLE_WITHIN = 0.005  # seconds until a settlement is sent that no demand takes along
 RECALL_EVERY = 0.025  # seconds between looks at what waits behind running tasks
 ASKED_FOR = 0.25  # seconds in which what one group was asked for is not asked of others
-SURPLUS_PAUSE = (
-    0.05  # seconds without claims in the hope of a kind, after one that nobody could take
-)
+# Seconds without claims in the hope of a kind, after one that nobody could take.
+SURPLUS_PAUSE = 0.05
 MOST_IN_TURN = 4_096  # payloads; more would keep Redis from others
 EVICTED = "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
 MOST_ROUND_TRIP = 0.1  # seconds of a turn that count; more is an outage
@@ -102,9 +101,8 @@ class Group:
         self.is_asked = False  # a request is on its way
         self.offered: tuple[object, ...] = ()  # what the request that waits was made of
         self.asked = 0  # how many payloads it was asked for
-        self.asked_until = (
-            0.0  # until when that counts: a server that is away must not hold up others
-        )
+        # Until when that counts: a server that is away must not hold up others.
+        self.asked_until = 0.0
         self.settle_at = 0.0  # when what is settled is to be sent
         self.beat_at = 0.0  # when a turn is to be made in any case
 
@@ -185,13 +183,14 @@ class Dispatcher(threading.Thread):
             redis.RedisError: Redis cannot be reached.
         """
         for group in self.groups:
+            registration = group.registration()
             try:
-                while (registered := group.registration().send(self._app.broker)) is None:
+                while (registered := registration.send(self._app.broker)) is None:
                     pass
             except RedisError as error:
                 if is_outage(error):
                     raise
-                give_up(f"Redis refuses to register this supervisor: {error}", REGISTRY_UNUSABLE)
+                give_up(registration.describe_refusal(error), REGISTRY_UNUSABLE)
             group.inflight.begin(registered)
 
     @property
@@ -432,9 +431,9 @@ class Dispatcher(threading.Thread):
         """Ask back what waits too long behind other tasks, for whoever is free."""
         for child in self._with_backlog:
             if prefetch.has_too_much(child, now, self._round_trip):
-                self._ask_back(child)
+                self._recall_from(child)
 
-    def _ask_back(self, child: Child) -> None:
+    def _recall_from(self, child: Child) -> None:
         if not child.is_recalling:
             child.is_recalling = True
             self._send(child, Recall())
@@ -459,7 +458,7 @@ class Dispatcher(threading.Thread):
             child.is_reserved = True
             reserved.append(child)
             if child.assigned:
-                self._ask_back(child)
+                self._recall_from(child)
         for child in reserved:
             if not self._suspects:
                 child.is_reserved = False
@@ -629,7 +628,7 @@ class Dispatcher(threading.Thread):
         """Have a worker exit after what it runs now."""
         if child in self._children and child.state in {State.STARTING, State.SERVING}:
             child.state = State.RETIRING
-            self._ask_back(child)
+            self._recall_from(child)
             self._update(child)
 
     def flush_later(self, child: Child) -> None:

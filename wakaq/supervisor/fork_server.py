@@ -36,9 +36,10 @@ from wakaq.worker.main import main
 
 logger = logging.getLogger("wakaq.supervisor")
 
-MOST_BYTES = 4_096  # of one message
+MESSAGE = 1_024  # bytes of each message, filled up: so none needs a length
+MOST_REASON = 200  # characters, each at most four bytes
 DESCRIPTORS = 3  # of a worker: its channel, its progress rows, its stacks
-LAST_WORDS = 1.0  # seconds that it has to exit by itself
+EXIT_WITHIN = 1.0  # seconds that it has to exit by itself
 
 
 class Forked(NamedTuple):
@@ -96,12 +97,15 @@ class ForkServer:
         self._start(multiprocessing.get_context("fork"), app)
 
     def _start(self, context: Any, app: WakaQ | None) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            arguments = (theirs, self._socket if app else None, app, self._path)
-            self._process = context.Process(target=serve, args=arguments, name="wakaq-fork-server")
-            self._process.start()
-        self._socket.settimeout(0)
+        ours, theirs = socket.socketpair()
+        arguments = (theirs, ours if app else None, app, self._path)
+        process = context.Process(target=serve, args=arguments, name="wakaq-fork-server")
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            process.start()
+            undo.pop_all()
+        ours.settimeout(0)
+        self._socket, self._process, self._received = ours, process, b""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -134,8 +138,9 @@ class ForkServer:
                 progress = Progress(progress_file.fileno())
                 progress.end()
                 descriptors = [theirs.fileno(), progress_file.fileno(), stacks_file.fileno()]
-                request = marshal.dumps((slot, supervisor_id))
-                socket.send_fds(self._socket, [request], descriptors)
+                request = _message((slot, supervisor_id))
+                if socket.send_fds(self._socket, [request], descriptors) < MESSAGE:
+                    raise BlockingIOError("the fork server reads nothing")
                 stacks = os.dup(stacks_file.fileno())
             undo.pop_all()
         return Endpoints(Channel(ours, is_blocking=False), progress, stacks)
@@ -148,14 +153,18 @@ class ForkServer:
         """
         while True:
             try:
-                message = self._socket.recv(MOST_BYTES)
+                data = self._socket.recv(MESSAGE - len(self._received))
             except BlockingIOError:
                 return
             except OSError:
-                message = b""
-            if not message:
+                data = b""
+            if not data:
                 raise EOFError
-            code, *fields = marshal.loads(message)  # noqa: S302 - our own process
+            self._received += data
+            if len(self._received) < MESSAGE:
+                continue
+            code, *fields = marshal.loads(self._received)  # noqa: S302 - our own process
+            self._received = b""
             told = _KINDS[code](*fields)
             self.is_started = self.is_started or isinstance(told, Started)
             yield told
@@ -165,14 +174,14 @@ class ForkServer:
         """Whether it was not closed."""
         return self._socket.fileno() >= 0
 
-    def close(self, within: float = LAST_WORDS) -> None:
+    def close(self, within: float = EXIT_WITHIN) -> None:
         """End it; its workers live on."""
         self._socket.close()
         self.is_started = False
         self._process.join(within)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join(LAST_WORDS)
+            self._process.join(EXIT_WITHIN)
 
 
 def _freeze() -> None:
@@ -214,11 +223,13 @@ def serve(
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if app is None:
+        # Spawning has set one, which is the application's to choose.
+        multiprocessing.set_start_method(None, force=True)
         try:
             app = load(path)
         # Broad: it is the application's code, which may raise anything.
         except BaseException as error:  # noqa: BLE001
-            _tell(supervisor, Broken(str(error) or repr(error)))
+            _tell(supervisor, Broken((str(error) or repr(error))[:MOST_REASON]))
             return
         _freeze()
         _tell(supervisor, Started())
@@ -249,7 +260,9 @@ class _Server:
     def _answer(self) -> bool:
         """Take a request; returns False if the supervisor is gone."""
         try:
-            request, descriptors, _, _ = socket.recv_fds(self._supervisor, MOST_BYTES, DESCRIPTORS)
+            request, descriptors, _, _ = socket.recv_fds(
+                self._supervisor, MESSAGE, DESCRIPTORS, socket.MSG_WAITALL
+            )
         except OSError:
             return False
         if not request:
@@ -264,7 +277,7 @@ class _Server:
                 target=self._become_worker, args=arguments, name=f"wakaq-worker-{slot}"
             )
             worker.start()
-        except OSError as error:  # no process is to be had: the supervisor sees the channel end
+        except OSError as error:  # no process is to be had: without an answer we are replaced
             logger.error("Worker %d cannot be forked: %s", slot, error)  # noqa: TRY400 - no bug
         else:
             self._workers[_end_of(worker)] = worker
@@ -294,6 +307,10 @@ class _Server:
         worker.close()
 
 
+def _message(fields: tuple[Any, ...]) -> bytes:
+    return marshal.dumps(fields).ljust(MESSAGE, b"\0")
+
+
 def _end_of(worker: BaseProcess) -> int:
     """Return a descriptor that becomes readable when the process has ended."""
     if hasattr(os, "pidfd_open"):
@@ -304,4 +321,4 @@ def _end_of(worker: BaseProcess) -> int:
 
 def _tell(supervisor: socket.socket, message: Forked | Ended | Started | Broken) -> None:
     with contextlib.suppress(OSError):  # it is gone, which the next request shows
-        supervisor.send(marshal.dumps((_KINDS.index(type(message)), *message)))
+        supervisor.sendall(_message((_KINDS.index(type(message)), *message)))

@@ -26,10 +26,9 @@ logger = logging.getLogger("wakaq.supervisor")
 
 TERM = 15.0  # seconds without a turn after which a supervisor is declared dead
 BEAT = 3.0  # seconds between looks at the others
-ADOPTED_WITHIN = (
-    1.0  # seconds that the workers of a dead supervisor of this host have to adopt what they run
-)
-REFUSALS = 3  # in a row of this supervisor's entry, after which it is no use
+# Seconds that the workers of a dead supervisor of this host have to adopt what they run.
+ADOPTED_WITHIN = 1.0
+REFUSALS = 3  # in a row of the registry, after which this supervisor is no use
 PAGE = 100  # payloads rescued in one call
 
 _Key = tuple[str, str]  # of a registry, and a supervisor's id
@@ -89,7 +88,7 @@ class Lease(Service):
         # This thread only.
         self._last_tick: float | None = None  # None after one that failed
         self._observed: dict[_Key, _Observed] = {}
-        self._refusals = 0  # of our entry, in a row
+        self._refusals = 0  # in a row
 
     def tick(self, now: float) -> float | None:
         last_tick, self._last_tick = self._last_tick, None
@@ -105,8 +104,15 @@ class Lease(Service):
         observed: dict[_Key, _Observed] = {}
         for identity in self._identities():
             registry = Registry(self._broker, identity.registry.group)
-            host = self._renew(registry, identity)
-            observed |= self._watch(registry, identity.supervisor_id, host, now - last_tick)
+            try:
+                host = self._renew(registry, identity)
+                observed |= self._watch(registry, identity.supervisor_id, host, now - last_tick)
+            except RedisError as error:
+                if is_outage(error):
+                    raise
+                self._note_refusal(registry, error)
+            else:
+                self._refusals = 0
         self._observed = observed
         self._outage.end(now)
         self._last_tick = now
@@ -121,15 +127,16 @@ class Lease(Service):
             self._concurrency,
             children=self._describe(),
         )
-        try:
-            registry.beat(identity.supervisor_id, entry)
-        except RedisError as error:
-            self._refusals += 1
-            if not is_outage(error) and self._refusals >= REFUSALS:
-                give_up(f"Redis refuses this supervisor's entry: {error}", REGISTRY_UNUSABLE)
-            raise
-        self._refusals = 0
+        registry.beat(identity.supervisor_id, entry)
         return str(entry["same_host"])
+
+    def _note_refusal(self, registry: Registry, error: RedisError) -> None:
+        """Note that a key of the registry cannot be used; end the process if that stays so."""
+        names = f"{registry.group.registry} or {registry.group.turns}"
+        self._broker.report_refusal(f"{names}: {error}")
+        self._refusals += 1
+        if self._refusals >= REFUSALS:
+            give_up(f"Redis refuses to keep this supervisor in {names}: {error}", REGISTRY_UNUSABLE)
 
     def _watch(
         self, registry: Registry, own_id: str, host: str, passed: float

@@ -117,7 +117,7 @@ class Sender(threading.Thread):
                     self._state = _State.ANSWERED
                 self._answered(request, answer, now - begin)
         except Refused as refusal:
-            give_up(f"Redis refuses to register this supervisor: {refusal}", REGISTRY_UNUSABLE)
+            give_up(str(refusal), REGISTRY_UNUSABLE)
         except BaseException:  # noqa: BLE001 - whatever it is
             crash("The sender of turns")
 

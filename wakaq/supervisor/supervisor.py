@@ -43,9 +43,8 @@ LONGEST_DELAY = 30.0  # seconds between starts of what dies while it starts
 FORK_WITHIN = 2.0  # seconds that the fork server has to fork a worker
 MOST_FORKING = 16  # workers at once
 IMPORT_WITHIN = 60.0  # seconds that another fork server has to import the application
-MOST_FORK_SERVERS = (
-    5  # in a row that could not start, after which nothing heals if no worker is left
-)
+# In a row that could not start, after which nothing heals if no worker is left.
+MOST_FORK_SERVERS = 5
 
 
 class Supervisor:
@@ -69,9 +68,8 @@ class Supervisor:
         self._forking: dict[
             int, tuple[Endpoints, float]
         ] = {}  # by slot, with when it was asked for
-        self._fork_server_since = (
-            0.0  # when it was started, if it has not said yet that it can serve
-        )
+        # When it was started, if it has not said yet that it can serve.
+        self._fork_server_since = 0.0
         self._failed_fork_servers = 0  # in a row
         self._statuses: dict[int, int] = {}  # of workers that have ended, by pid
         self._reaping: set[Child] = set()  # gone, and nobody has said yet how
@@ -161,7 +159,7 @@ class Supervisor:
             logger.info("Started with %d workers for %s", self._settings.concurrency, self._path)
             self._tend()
             for slot in range(1, self._settings.concurrency + 1):
-                self._in(0.0, self._spawn, slot)
+                self._after(0.0, self._spawn, slot)
             while not self._is_draining or self._children or self._reaping:
                 self._step()
             self._finish()
@@ -175,7 +173,7 @@ class Supervisor:
         self._selector.close()
 
     def _step(self) -> None:
-        at, ring = min(self._alarms, key=itemgetter(0))
+        at, call = min(self._alarms, key=itemgetter(0))
         for key, _ in self._selector.select(max(0.0, at - time.monotonic())):
             if key.fileobj is self._fork_server:
                 self._hear_fork_server()
@@ -185,15 +183,15 @@ class Supervisor:
         self._mailbox.work()
         # One at a time: a hundred starts leave room for a signal between them.
         if time.monotonic() >= at:
-            self._alarms.remove((at, ring))
-            ring()
+            self._alarms.remove((at, call))
+            call()
 
-    def _in(self, seconds: float, ring: Callable[..., None], *args: Any) -> None:
-        self._alarms.append((time.monotonic() + seconds, functools.partial(ring, *args)))
+    def _after(self, seconds: float, call: Callable[..., None], *args: Any) -> None:
+        self._alarms.append((time.monotonic() + seconds, functools.partial(call, *args)))
 
     def _tend(self) -> None:
         """Do what is to be done every second."""
-        self._in(TITLE_EVERY, self._tend)
+        self._after(TITLE_EVERY, self._tend)
         self._show()
         now = time.monotonic()
         for child in self._children:
@@ -221,7 +219,7 @@ class Supervisor:
         if number == signal.SIGUSR1:
             for child in self._children:
                 child.ask_for_stacks()
-            self._in(STACKS_AFTER, self._show_stacks)
+            self._after(STACKS_AFTER, self._show_stacks)
         elif self._is_draining or number == signal.SIGQUIT:
             logger.warning("%s: stopping at once", name)
             self._drain()
@@ -230,7 +228,7 @@ class Supervisor:
             logger.info("%s: stopping after the running tasks", name)
             self._drain()
             if self._settings.shutdown_timeout is not None:
-                self._in(self._settings.shutdown_timeout, self._kill_all)
+                self._after(self._settings.shutdown_timeout, self._kill_all)
 
     def _show_stacks(self) -> None:
         for child in self._children:
@@ -250,16 +248,16 @@ class Supervisor:
 
     def _finish(self) -> None:
         """End the threads; the dispatcher's last turn leaves the registry."""
-        patience = self._settings.wait_timeout + 1
+        longest = self._settings.wait_timeout + 1
         # What they are waiting for must not come after the last turn, to where nobody looks.
         for thread in (*self._bringing, *self._dispatcher.wakers):
-            thread.join(patience)
+            thread.join(longest)
         self._dispatcher.post(self._dispatcher.finish, time.monotonic() + SETTLE_GRACE)
         self._dispatcher.join()
         for service in self._guarding:
             service.stop()
         for service in self._guarding:
-            service.join(patience)
+            service.join(longest)
         if all(group.has_left for group in self._dispatcher.groups):
             logger.info("Stopped")
         else:
@@ -274,14 +272,14 @@ class Supervisor:
         is_short_of_memory = self._memory is not None and self._memory.is_exceeded
         is_busy = not self._fork_server.is_started or len(self._forking) >= MOST_FORKING
         if is_short_of_memory or is_busy:
-            self._in(1.0 if is_short_of_memory else 0.02, self._spawn, slot)
+            self._after(1.0 if is_short_of_memory else 0.02, self._spawn, slot)
             return
         supervisor_id = self._dispatcher.groups[0].inflight.supervisor_id
         try:
             endpoints = self._fork_server.fork(slot, supervisor_id)
         except OSError as error:  # no descriptors, or a fork server that is gone or reads nothing
             logger.error("Worker %d cannot be forked, trying again: %s", slot, error)  # noqa: TRY400 - no bug
-            self._in(1.0, self._spawn, slot)
+            self._after(1.0, self._spawn, slot)
             return
         self._forking[slot] = endpoints, time.monotonic()
 
@@ -310,7 +308,7 @@ class Supervisor:
         except OSError as error:  # no descriptors, or it has ended already
             logger.error("Worker %d cannot be forked, trying again: %s", slot, error)  # noqa: TRY400 - no bug
             endpoints.close()
-            self._in(1.0, self._spawn, slot)
+            self._after(1.0, self._spawn, slot)
             return
         self._children = [*self._children, child]
         if child.end_fd is not None:
@@ -325,7 +323,7 @@ class Supervisor:
         self._selector.unregister(self._fork_server)
         self._fork_server.close(within=0.0)
         for slot in self._give_up_forking():
-            self._in(0.0, self._spawn, slot)
+            self._after(0.0, self._spawn, slot)
         self._start_fork_server()
 
     def _start_fork_server(self) -> None:
@@ -338,7 +336,7 @@ class Supervisor:
         except OSError as error:  # no process, or no descriptors
             logger.error("No fork server can be started: %s", error)  # noqa: TRY400 - no bug
             self._failed_fork_servers += 1
-            self._in(1.0, self._start_fork_server)
+            self._after(1.0, self._start_fork_server)
             return
         self._fork_server_since = time.monotonic()
         self._selector.register(self._fork_server, selectors.EVENT_READ)
@@ -377,7 +375,7 @@ class Supervisor:
             child.reap()
         status = self._statuses.pop(child.pid, None)
         if status is None and time.monotonic() < deadline and self._fork_server.is_started:
-            self._in(0.02, self._reap, child, deadline)
+            self._after(0.02, self._reap, child, deadline)
             return
         self._reaping.discard(child)
         if child.boot_failure:
@@ -390,11 +388,11 @@ class Supervisor:
     def _replace(self, child: Child) -> None:
         if child.has_served:
             lived = time.monotonic() - child.spawned_at
-            self._in(max(0.0, SHORTEST_LIFE - lived), self._spawn, child.slot)
+            self._after(max(0.0, SHORTEST_LIFE - lived), self._spawn, child.slot)
         elif self._has_booted:
             delay = min(2.0**self._boot_failures, LONGEST_DELAY)
             self._boot_failures += 1
             logger.error("Worker %d died while it started, next try in %.0f s", child.slot, delay)
-            self._in(delay, self._spawn, child.slot)
+            self._after(delay, self._spawn, child.slot)
         else:
             self._stop_for_good("Workers cannot start, see above: stopping")

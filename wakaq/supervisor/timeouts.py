@@ -62,8 +62,8 @@ class Timeouts(Service):
         stacks = child.read_stacks()
         if overdue(child, now) != task:  # it ended just now
             return
+        child.kill(Death(Reason.HARD_TIMEOUT, row, deadline, stacks))
         logger.error(
             "%s is killed: %s ran into its hard timeout after %.1f s. It was at:\n%s",
             *(child, call, now - began, stacks),
         )
-        child.kill(Death(Reason.HARD_TIMEOUT, row, deadline, stacks))

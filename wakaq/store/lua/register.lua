@@ -7,5 +7,9 @@ redis.call('HDEL', KEYS[1], '') -- a write that frees memory comes first, see tu
 local now = redis.call('TIME')
 local token = string.format('%d%06d', now[1], now[2])
 if redis.call('HSETNX', KEYS[1], ARGV[1], '0 ' .. token) == 0 then return false end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+local reply = redis.pcall('HSET', KEYS[2], ARGV[1], ARGV[2])
+if type(reply) == 'table' then -- nobody is to watch for one that never lived
+  redis.call('HDEL', KEYS[1], ARGV[1])
+  return reply
+end
 return token
