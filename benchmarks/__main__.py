@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks table|async|delayed|targets|recovery|all|report`.
 
-Every part merges what it measured into `results/results.json` and renders the page's tables and chart from all of it.
+Every part merges what it measured into `results/results.json` and renders the page's tables and
+chart from all of it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Sleeping async tasks, a hundred at once in each of two processes, beside the queues made for them."""
+"""Sleeping async tasks, a hundred at once in each of two processes, beside other queues."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""How late delayed tasks start: single ones on an idle machine, and many that are due at one instant."""
+"""How late delayed tasks start.
+
+Single ones on an idle machine, and many that are due at one instant.
+"""
 
 import statistics
 import sys
@@ -13,7 +16,10 @@ BURST = 10_000
 
 
 def singles(peer: Peer, scale: float) -> Figures:
-    """Delay tasks by two seconds each, 50 a second, and see how late each starts; early ones are below zero."""
+    """Delay tasks by two seconds each, 50 a second, and see how late each starts.
+
+    Early ones are below zero.
+    """
     count = max(40, int(200 * scale))
     with Session(peer, count + 1) as session:
         session.start_workers(delayed=True)
@@ -29,7 +35,10 @@ def singles(peer: Peer, scale: float) -> Figures:
 
 
 def burst(peer: Peer, scale: float) -> Figures:
-    """Enqueue many tasks that are all due at one instant, which lies after the last call, and see how late they start."""
+    """Enqueue many tasks that are all due at one instant, and see how late they start.
+
+    That instant lies after the last call.
+    """
     count = min(peer.tasks, int(BURST * scale))
     with Session(peer, count + 1) as session:
         session.start_workers(delayed=True)

@@ -1,4 +1,6 @@
-"""The things measured: a private Redis server, process trees, and the file in which tasks leave their marks.
+"""The things measured.
+
+A private Redis server, process trees, and the file in which tasks leave their marks.
 
 Reads /proc, so Linux only. What to run on them, and what to make of it, is not here.
 """
@@ -77,8 +79,19 @@ class Server:
         return int(self.client.info("stats")["total_commands_processed"])
 
     def reads(self) -> int:
-        """Return how often it read from a client: a command or a pipeline, however much a script does then."""
+        """Return how often it read from a client.
+
+        A command or a pipeline, however much a script does then.
+        """
         return int(self.client.info("stats")["total_reads_processed"])
+
+    def scripts(self) -> int:
+        """Return how many scripts were called so far."""
+        return int(self.client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
+
+    def blocked(self) -> int:
+        """Return how many clients wait in a blocking command."""
+        return int(self.client.info("clients")["blocked_clients"])
 
     def connections(self) -> int:
         """Return how many clients there are besides ours."""

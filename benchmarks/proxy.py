@@ -1,7 +1,10 @@
-"""A TCP proxy that makes Redis farther away: what comes in goes out again a fixed time later, in order.
+"""A TCP proxy that makes Redis farther away.
 
-One thread around `select`, whose time-outs are exact to the microsecond (those of `epoll` are whole milliseconds).
-Run as `python -m benchmarks.proxy PORT TARGET SECONDS`; SECONDS is the delay of each direction, half a round trip.
+What comes in goes out again a fixed time later, in order.
+
+One thread around `select`, whose time-outs are exact to the microsecond (those of `epoll` are whole
+milliseconds). Run as `python -m benchmarks.proxy PORT TARGET SECONDS`; SECONDS is the delay of each
+direction, half a round trip.
 """
 
 import select
@@ -20,7 +23,8 @@ class Proxy:
         self._target, self._delay = target, delay
         self._listener = socket.create_server(("127.0.0.1", port))
         self._peers: dict[socket.socket, socket.socket] = {}
-        # What is under way, in the order it came: all wait equally long, so it is the order of leaving, too.
+        # What is under way, in the order it came: all wait equally long, so it is the order of
+        # leaving, too.
         self._under_way: deque[tuple[float, socket.socket, bytes]] = deque()
 
     def run(self) -> None:

@@ -1,6 +1,7 @@
 """How long until work goes on after something died: a worker, a supervisor, a machine, Redis.
 
-A machine is lost by killing all that ran on it while workers that call themselves another host are there to notice.
+A machine is lost by killing all that ran on it while workers that call themselves another host are
+there to notice.
 """
 
 import signal
@@ -60,7 +61,10 @@ def worker_killed() -> float:
 
 
 def supervisor_killed() -> float:
-    """Kill a supervisor and start one again: until the next task runs. Orphans end the tasks they have."""
+    """Kill a supervisor and start one again: until the next task runs.
+
+    Orphans end the tasks they have.
+    """
     with _session() as session:
         session.start_workers()
         # Two run, and one waits: task 0.
@@ -74,7 +78,10 @@ def supervisor_killed() -> float:
 
 
 def all_killed() -> float:
-    """Kill a supervisor with all its workers and start it again: until the task that ran runs again."""
+    """Kill a supervisor with all its workers and start it again.
+
+    Until the task that ran runs again.
+    """
     with _session() as session:
         killed = _begin(session)
         _kill_and_reap(session, session.pids())
@@ -83,7 +90,10 @@ def all_killed() -> float:
 
 
 def machine_lost() -> float:
-    """Kill all of one host while another host serves the same queue: until the task that ran runs again."""
+    """Kill all of one host while another host serves the same queue.
+
+    Until the task that ran runs again.
+    """
     with _session() as session:
         session.start_workers()
         lost = session.pids()
@@ -98,7 +108,10 @@ def machine_lost() -> float:
 
 
 def redis_restarted() -> float:
-    """Kill Redis with a task in its queue and start it again: from its first answer until that task runs."""
+    """Kill Redis with a task in its queue and start it again.
+
+    From its first answer until that task runs.
+    """
     with _session() as session:
         session.start_workers()
         session.pause()

@@ -1,4 +1,6 @@
-"""Renders the results: Markdown tables, and a chart as SVG, both made from `results/results.json` alone.
+"""Renders the results.
+
+Markdown tables, and a chart as SVG, both made from `results/results.json` alone.
 
 The page of the documentation includes them. It measures nothing.
 """
@@ -138,7 +140,8 @@ def chart(medians: targets.Medians) -> str:
         color = "#2f7d5b" if name == "wakaq" else "#c9c9c9" if "floor" in name else "#7b93b0"
         bars.append(
             f'<text x="150" y="{top + 13}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="158" y="{top}" width="{max(length, 1):.1f}" height="{BAR - 6}" fill="{color}"/>'
+            f'<rect x="158" y="{top}" width="{max(length, 1):.1f}"'
+            f' height="{BAR - 6}" fill="{color}"/>'
             f'<text x="{164 + length:.1f}" y="{top + 13}">{figures["drain"]:,.0f}</text>'
         )
     height = 44 + len(rows) * BAR

@@ -1,4 +1,6 @@
-"""A peer at work: its environment, a server of its own, its workers, and its producer as a subprocess.
+"""A peer at work.
+
+Its environment, a server of its own, its workers, and its producer as a subprocess.
 
 `PEERS` is the list of everybody who takes part. What is measured is not here.
 """
@@ -91,14 +93,18 @@ PEERS = {
 
 @dataclass
 class Session:
-    """A peer with a server and a marks file of its own; a context manager that leaves nothing running."""
+    """A peer with a server and a marks file of its own.
+
+    A context manager that leaves nothing running.
+    """
 
     peer: Peer
     capacity: int
     processes: int = 2
     slots: int = 0
     queues: int = 1
-    # The port that producer and workers are told; another than the server's puts a proxy in between.
+    # The port that producer and workers are told; another than the server's puts a proxy in
+    # between.
     port: int = 0
     server_options: tuple[str, ...] = ()
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)

@@ -56,7 +56,10 @@ def _finish(session: Session, first: int, tasks: int) -> None:
 
 
 def drain(session: Session, tasks: int, first: int = 0, **spec: Any) -> Figures:
-    """Let warm workers drain a queue that filled while they were stopped: from the moment when they may go on."""
+    """Let warm workers drain a queue that filled while they were stopped.
+
+    From the moment when they may go on.
+    """
     session.pause()
     session.enqueue(tasks, first=first, bulk=session.peer.has_bulk, **spec)
     costs = Costs(session)
@@ -68,7 +71,8 @@ def drain(session: Session, tasks: int, first: int = 0, **spec: Any) -> Figures:
 def drain_full(peer: Peer, tasks: int, **spec: Any) -> Figures:
     """Start workers on a full queue, and measure from when a tenth is done.
 
-    Not by stopping warm ones meanwhile, which some peers take for dead then, and start more than were asked for.
+    Not by stopping warm ones meanwhile, which some peers take for dead then, and start more than
+    were asked for.
     """
     with Session(peer, tasks) as session:
         session.enqueue(tasks, bulk=peer.has_bulk, **spec)
@@ -80,7 +84,7 @@ def drain_full(peer: Peer, tasks: int, **spec: Any) -> Figures:
 
 
 def pick_up(session: Session, first: int, count: int) -> Figures:
-    """Measure from before the call that enqueues until the task starts, one at a time, on an idle machine."""
+    """Measure from before the call that enqueues until the task starts, one at a time."""
     sent = session.enqueue(count, first=first, every=0.03)["sent"]
     session.marks.wait(first + count, 30, first)
     started = session.marks.started(first, first + count)
@@ -120,8 +124,9 @@ def consume(peer: Peer, scale: float) -> Figures:
 def measure(names: list[str], rounds: int, scale: float) -> dict[str, dict[str, list[float]]]:
     """Return every figure of every round, the peers taking turns.
 
-    What takes little time is compared within minutes, and next to the floors, since the machine's mood of the moment is
-    a large part of it: so all peers do one part before the next, and the producers' part comes three times.
+    What takes little time is compared within minutes, and next to the floors, since the machine's
+    mood of the moment is a large part of it: so all peers do one part before the next, and the
+    producers' part comes three times.
     """
     results: dict[str, dict[str, list[float]]] = {}
     parts = (produce, produce, produce, idle, consume)

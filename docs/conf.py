@@ -1,4 +1,7 @@
-"""Sphinx: the pages are Markdown, the reference comes from docstrings. `tox run -e docs` builds it, with no network."""
+"""Sphinx: the pages are Markdown, the reference comes from docstrings.
+
+`tox run -e docs` builds it, with no network.
+"""
 
 import importlib.metadata
 from pathlib import Path

@@ -1,6 +1,9 @@
-"""Fixtures: private servers, the real commands as processes, and a check that no test leaves anything behind.
+"""Fixtures.
 
-In short, with `APP` the source of a module that makes a `WakaQ(url=os.environ["REDIS_URL"], ...)` named `wakaq`:
+Private servers, the real commands as processes, and a check that no test leaves anything behind.
+
+In short, with `APP` the source of a module that makes a `WakaQ(url=os.environ["REDIS_URL"], ...)`
+named `wakaq`:
 
     def test_a_task_runs(start, redis):
         worker = start(APP)                        # runs `python -m wakaq worker --app=app.wakaq`
@@ -35,16 +38,19 @@ from redis.retry import Retry
 
 T = TypeVar("T")
 
-# A shell that runs pytest in the background has it ignored, and the commands under test would inherit that.
+# A shell that runs pytest in the background has it ignored, and the commands under test would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def wait_for(assertion: Callable[[], T], within: float = 5) -> T:
-    """Call `assertion` until it neither raises nor returns False; in the end, re-raise its last failure.
+    """Call `assertion` until it neither raises nor returns False.
+
+    In the end, re-raise its last failure.
 
     Args:
-        assertion: What has to become true. None counts as true, so that it may be a function of asserts.
+        assertion: What has to become true. None counts as true: it may be a function of asserts.
         within: Seconds to go on trying.
     """
     deadline = time.monotonic() + within
@@ -63,8 +69,8 @@ def wait_for(assertion: Callable[[], T], within: float = 5) -> T:
 class Server:
     """A private Valkey with nothing persistent, on a unix socket, or on loopback TCP if `tcp`.
 
-    `stop`, `kill` and `start` take it away and bring it back at the same address. Options given last win, so
-    `Server("--appendonly", "yes")` keeps its data over a restart.
+    `stop`, `kill` and `start` take it away and bring it back at the same address. Options given
+    last win, so `Server("--appendonly", "yes")` keeps its data over a restart.
     """
 
     def __init__(self, *options: str, tcp: bool = False, password: str | None = None) -> None:
@@ -94,7 +100,10 @@ class Server:
             wait_for(client.ping, within=10)
 
     def client(self, **options: object) -> redis_py.Redis:
-        """Return a new client, to be closed by the caller; it retries once, so that a restart is no error."""
+        """Return a new client, to be closed by the caller.
+
+        It retries once, so that a restart is no error.
+        """
         options = {
             "retry": Retry(NoBackoff(), 1),
             "socket_timeout": 60,  # redis-py's default would end the wait of a BLPOP
@@ -123,7 +132,7 @@ class Server:
 
 
 class Command:
-    """A real `wakaq` command in a session of its own, so that all processes it ever started can be found."""
+    """A real `wakaq` command in a session of its own, by which all of its processes are found."""
 
     def __init__(self, arguments: list[str], directory: Path, url: str, app: ModuleType) -> None:
         self.app = app
@@ -171,7 +180,10 @@ class Command:
         return titles
 
     def workers(self, count: int = 1, within: float = 10) -> list[int]:
-        """Wait until the titles show at least `count` workers that have booted; return the pids of all."""
+        """Wait until the titles show at least `count` workers that have booted.
+
+        Return the pids of all.
+        """
 
         def find() -> list[int]:
             titles = self.titles().items()
@@ -212,7 +224,10 @@ class Command:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[Server]:
-    """A Valkey for the session (one per xdist worker) on a unix socket. Not to be stopped: see `make_server`."""
+    """A Valkey for the session (one per xdist worker) on a unix socket.
+
+    Not to be stopped: see `make_server`.
+    """
     server = Server()
     yield server
     server.remove()
@@ -228,7 +243,10 @@ def redis_tcp_server() -> Iterator[Server]:
 
 @pytest.fixture
 def make_server() -> Iterator[Callable[..., Server]]:
-    """Return a function that starts a `Server` for this test alone: to be configured, stopped, killed, restarted."""
+    """Return a function that starts a `Server` for this test alone.
+
+    To be configured, stopped, killed, restarted.
+    """
     with contextlib.ExitStack() as stack:
 
         def make(*options: str, tcp: bool = False, password: str | None = None) -> Server:
@@ -263,7 +281,10 @@ def eventually() -> Callable[..., object]:
 def load_app(
     app_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., ModuleType]]:
-    """`load_app(source, name="app", url=app_url)` writes `tmp_path/app.py` and imports it with REDIS_URL set."""
+    """`load_app(source, name="app", url=app_url)` writes `tmp_path/app.py` and imports it.
+
+    REDIS_URL is set meanwhile.
+    """
     with contextlib.ExitStack() as stack:
 
         def load(source: str, name: str = "app", url: str = app_url) -> ModuleType:
@@ -286,10 +307,13 @@ def load_app(
 def start(
     load_app: Callable[..., ModuleType], app_url: str, tmp_path: Path
 ) -> Iterator[Callable[..., Command]]:
-    """`start(app, command="worker", *options, url=app_url)` runs a real command; see `Command` for what it returns.
+    """`start(app, command="worker", *options, url=app_url)` runs a real command.
 
-    `app` is the source of the module `app`, or `.app` of another command to use the same again. The command's folder is
-    `tmp_path`. Nothing is waited for: use `.workers(n)`, a BLPOP, or `eventually`.
+    See `Command` for what it returns.
+
+    `app` is the source of the module `app`, or `.app` of another command to use the same again. The
+    command's folder is `tmp_path`. Nothing is waited for: use `.workers(n)`, a BLPOP, or
+    `eventually`.
     """
     with contextlib.ExitStack() as stack:
 
@@ -335,7 +359,8 @@ def _descriptors() -> set[str]:
     """Return the open descriptors, with what they lead to."""
     found = set()
     for path in Path("/dev/fd").iterdir():
-        # The descriptor that lists the folder is gone again; elsewhere than on Linux they are no links.
+        # The descriptor that lists the folder is gone again; elsewhere than on Linux they are no
+        # links.
         with contextlib.suppress(OSError):
             found.add(f"{path.name} -> {path.readlink()}")
     return found

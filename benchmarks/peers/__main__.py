@@ -1,4 +1,7 @@
-"""The command line of every peer: `python -m peers NAME describe`, or `enqueue` with a JSON object, or `sleep`."""
+"""The command line of every peer.
+
+`python -m peers NAME describe`, or `enqueue` with a JSON object, or `sleep`.
+"""
 
 import asyncio
 import importlib
@@ -13,7 +16,10 @@ from typing import Any
 
 
 def _calls(spec: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield each task's arguments: its number alone, unless the task is to sleep or to carry a text."""
+    """Yield each task's arguments.
+
+    Its number alone, unless the task is to sleep or to carry a text.
+    """
     seconds, text = spec.get("seconds", 0), "x" * spec.get("size", 0)
     extra = (seconds, text) if text else (seconds,) if seconds else ()
     first = spec.get("first", 0)

@@ -1,7 +1,9 @@
-"""What all peers share: where Redis is, and the task that leaves its mark in a file that the driver watches.
+"""What all peers share.
 
-Nothing but the standard library: it runs in every peer's own environment. A mark costs a task about 0.2 microseconds
-and Redis nothing, so counting does not tax whoever is being counted.
+Where Redis is, and the task that leaves its mark in a file that the driver watches.
+
+Nothing but the standard library: it runs in every peer's own environment. A mark costs a task about
+0.2 microseconds and Redis nothing, so counting does not tax whoever is being counted.
 """
 
 import asyncio

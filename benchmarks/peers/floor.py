@@ -1,4 +1,6 @@
-"""No queue at all: bare loops on Redis, which lose what they hold when they die. Variants `blpop` and `lpop100`.
+"""No queue at all: bare loops on Redis, which lose what they hold when they die.
+
+Variants `blpop` and `lpop100`.
 
 What they do is what every queue must do at least: fetch, decode, call.
 """
@@ -27,7 +29,10 @@ def _payload(args: tuple[Any, ...]) -> bytes:
 
 
 def send(args: tuple[Any, ...], _eta: datetime | None) -> None:
-    """Enqueue one call: by redis-py's own `rpush`, as who has no queue would, or as a packed RPUSH on one connection."""
+    """Enqueue one call.
+
+    By redis-py's own `rpush`, as who has no queue would, or as a packed RPUSH on one connection.
+    """
     if VARIANT == "blpop":
         client.rpush(QUEUE, _payload(args))
         return

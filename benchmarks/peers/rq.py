@@ -1,4 +1,7 @@
-"""RQ: the default worker, which forks for each job, and SimpleWorker, which does not (variant `simple`)."""
+"""RQ.
+
+The default worker, which forks for each job, and SimpleWorker, which does not (variant `simple`).
+"""
 
 from datetime import datetime
 from typing import Any

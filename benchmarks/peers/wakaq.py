@@ -22,6 +22,9 @@ app = WakaQ(
 # Told how many async tasks may run at once, the benchmark is one of async tasks.
 task = app.task(async_work if SLOTS else work)
 
+if os.environ.get("BENCH_ALSO_ASYNC"):
+    app.task(async_work)
+
 COMMANDS = [["wakaq-worker", "--app=peers.wakaq.app"]]
 KEYS = ["wakaq:work*", "wakaq:inflight:*", "wakaq:eta:*"]
 

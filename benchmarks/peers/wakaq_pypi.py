@@ -1,4 +1,7 @@
-"""The WakaQ packages on PyPI, 2.1.25 and 3.0.7: what is popped and not finished is lost with its worker."""
+"""The WakaQ packages on PyPI, 2.1.25 and 3.0.7.
+
+What is popped and not finished is lost with its worker.
+"""
 
 from datetime import UTC, datetime
 from typing import Any

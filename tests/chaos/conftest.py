@@ -1,4 +1,7 @@
-"""Options of the chaos suite: `pytest tests/chaos --minutes 20` runs seed after seed, each for a minute."""
+"""Options of the chaos suite.
+
+`pytest tests/chaos --minutes 20` runs seed after seed, each for a minute.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Runs `wakaq worker` with a short lease, on a host of any name. Usage: launch.py TERM HOST MODULE.VARIABLE."""
+"""Runs `wakaq worker` with a short lease, on a host of any name.
+
+Usage: launch.py TERM HOST MODULE.VARIABLE.
+"""
 
 import functools
 import sys

@@ -1,6 +1,7 @@
 """A TCP proxy that misbehaves on demand: it cuts, delays, stalls, and drops connections or replies.
 
-One thread around a selector; what others ask of it waits in a queue, so that only that thread touches sockets.
+One thread around a selector; what others ask of it waits in a queue, so that only that thread
+touches sockets.
 """
 
 import contextlib
@@ -69,15 +70,21 @@ class Proxy:
         self._order("cut", 0.0)
 
     def cut_after(self, size: int) -> None:
-        """Close each connection that there is now when so many bytes more have gone through one of its directions."""
+        """Close each connection that there is now once so many bytes more have gone one way."""
         self._order("cut_after", size)
 
     def stall(self, seconds: float) -> None:
-        """Pass nothing on for a time, then all of it; a connection that was given up meanwhile still delivers."""
+        """Pass nothing on for a time, then all of it.
+
+        A connection that was given up meanwhile still delivers.
+        """
         self._order("stall", seconds)
 
     def freeze(self) -> None:
-        """Let each connection that there is now fall silent for ever, without closing it; new ones work."""
+        """Let each connection that there is now fall silent for ever, without closing it.
+
+        New ones work.
+        """
         self._order("freeze", 0.0)
 
     def cut_replies(self, seconds: float) -> None:
@@ -136,14 +143,20 @@ class Proxy:
                     pipe.allowance = int(value)
             case "freeze":
                 self._freeze()
-            case "cut_replies":
-                self._cuts_replies_until = now + value
-            case "stall":
-                self._stalled_until = now + value
-            case "delay":
-                self._delay, self._delayed_until = value / 10, now + value
             case "end":
                 self._is_over = True
+            case _:
+                self._misbehave(what, now, value)
+
+    def _misbehave(self, what: str, now: float, seconds: float) -> None:
+        """Do something for a time."""
+        match what:
+            case "cut_replies":
+                self._cuts_replies_until = now + seconds
+            case "stall":
+                self._stalled_until = now + seconds
+            case "delay":
+                self._delay, self._delayed_until = seconds / 10, now + seconds
 
     def _freeze(self) -> None:
         for pipe in self._pipes.values():

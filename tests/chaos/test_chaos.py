@@ -1,6 +1,10 @@
-"""Nothing is lost: whatever is killed, stopped, cut or restarted, every task that was accepted ends, or is a dead letter.
+"""Nothing is lost.
 
-`pytest tests/chaos --minutes 20` goes on from seed to seed, each for a minute of attacks; `--seed N` begins with that one.
+Whatever is killed, stopped, cut or restarted, every task that was accepted ends, or is a dead
+letter.
+
+`pytest tests/chaos --minutes 20` goes on from seed to seed, each for a minute of attacks; `--seed
+N` begins with that one.
 """
 
 import contextlib
@@ -85,7 +89,10 @@ def letters(fleet):
 
 
 def missing(fleet):
-    """Return accepted numbers that neither ended nor are a dead letter; and how many equal calls are missing."""
+    """Return accepted numbers that neither ended nor are a dead letter.
+
+    And how many equal calls are missing.
+    """
     ended = Counter(number for what, number, *_ in marks(fleet.marks) if what == "end")
     dead = letters(fleet)
     lost = [n for n in fleet.accepted if not ended[n] and n not in dead]
@@ -123,7 +130,8 @@ def settle(fleet, seed):
         if time.monotonic() > deadline:
             number = (lost[0] or ["same"])[0]
             pytest.fail(
-                f"seed {seed}: {len(lost[0])} tasks and {lost[1]} equal ones are lost, such as {number}:\n"
+                f"seed {seed}: {len(lost[0])} tasks and {lost[1]} equal ones are lost,"
+                f" such as {number}:\n"
                 f"{history(fleet, number)}\nlogs are in {fleet.folder}"
             )
         fleet.respawn()
@@ -151,7 +159,10 @@ def assert_dead_letters_are_true(fleet):
 
 
 def doubles(fleet):
-    """Return numbers that ran more than once, with slots and moments; those that are to be tried again do not count."""
+    """Return numbers that ran more than once, with slots and moments.
+
+    Those that are to be tried again do not count.
+    """
     starts = defaultdict(list)
     for what, number, slot, pid, at in marks(fleet.marks):
         if what == "start" and number != "same" and fleet.accepted.get(number, "flaky") != "flaky":

@@ -1,9 +1,12 @@
-"""The pages are true: their Python runs, their commands exist, their tables are complete, their links lead somewhere.
+"""The pages are true.
 
-In README, quickstart and guide, all Python blocks of a page are one program: those that only import, define and assign are
-its module `shop`, for which a real worker runs; the others are then executed as an application would. A new `wakaq = WakaQ(`
-begins a new program. The address of Redis is put into each. A block that begins with `# name.py` is that file, and
-`<!-- not run: why -->` in front of a block says that it is not run.
+Their Python runs, their commands exist, their tables are complete, their links lead somewhere.
+
+In README, quickstart and guide, all Python blocks of a page are one program: those that only
+import, define and assign are its module `shop`, for which a real worker runs; the others are then
+executed as an application would. A new `wakaq = WakaQ(` begins a new program. The address of Redis
+is put into each. A block that begins with `# name.py` is that file, and `<!-- not run: why -->` in
+front of a block says that it is not run.
 """
 
 import ast

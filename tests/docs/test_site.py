@@ -1,4 +1,7 @@
-"""The site as Sphinx builds it; `tox run -e docs` has what this needs, and elsewhere it is skipped."""
+"""The site as Sphinx builds it.
+
+`tox run -e docs` has what this needs, and elsewhere it is skipped.
+"""
 
 import subprocess
 import sys

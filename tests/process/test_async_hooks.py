@@ -1,4 +1,7 @@
-"""What surrounds async tasks: hooks and wrappers of both kinds, contexts, and the lines they log."""
+"""What surrounds async tasks.
+
+Hooks and wrappers of both kinds, contexts, and the lines they log.
+"""
 
 import json
 import re
@@ -199,7 +202,8 @@ def test_wrappers_of_every_form_surround_tasks_of_both_kinds(start, redis, wrapp
 @pytest.mark.parametrize(
     "wrapper",
     [
-        "def wrapper(fn):\n    def run(*args, **kwargs):\n        fn(*args, **kwargs)\n    return run",
+        "def wrapper(fn):\n    def run(*args, **kwargs):\n"
+        "        fn(*args, **kwargs)\n    return run",
         "def wrapper(fn, args, kwargs):\n    fn(*args, **kwargs)",
         "async def wrapper(fn, args, kwargs):\n    fn(*args, **kwargs)",
     ],

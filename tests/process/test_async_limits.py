@@ -1,4 +1,7 @@
-"""Timeouts, retries and dead letters of async tasks: each for exactly the task that it is meant for."""
+"""Timeouts, retries and dead letters of async tasks.
+
+Each for exactly the task that it is meant for.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Broadcasts: once on each running `wakaq-worker`, whatever its workers do, and whichever of them dies."""
+"""Broadcasts.
+
+Once on each running `wakaq-worker`, whatever its workers do, and whichever of them dies.
+"""
 
 import contextlib
 import os
@@ -291,7 +294,7 @@ def test_the_listener_comes_back_after_an_outage(start, make_server, listening):
 
 
 class Relay:
-    """Passes connections on to a server, and stops passing on those of the past when it is told to."""
+    """Passes connections on to a server, and those of the past no more when it is told to."""
 
     def __init__(self, upstream):
         self._upstream = upstream

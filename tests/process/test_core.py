@@ -1,4 +1,7 @@
-"""From `.delay()` to a finished task: order, priorities, recall, logs and titles, by the real command."""
+"""From `.delay()` to a finished task.
+
+Order, priorities, recall, logs and titles, by the real command.
+"""
 
 import json
 import time
@@ -15,7 +18,8 @@ client = redis.Redis.from_url(os.environ["REDIS_URL"])
 APP = (
     HEAD
     + """
-wakaq = WakaQ(queues=[(0, "high"), (1, "low")], concurrency=2, url=os.environ["REDIS_URL"], wait_timeout=0.2)
+wakaq = WakaQ(queues=[(0, "high"), (1, "low")], concurrency=2, url=os.environ["REDIS_URL"],
+wait_timeout=0.2)
 
 @wakaq.task
 def note(*args, **kwargs):
@@ -110,7 +114,8 @@ def test_a_long_task_delays_no_short_one_while_a_worker_is_idle(start, redis, ev
     worker = start(APP)
     app = worker.app
     worker.workers(2)
-    # Short tasks first, so that workers are given many at a time when the long one comes among them.
+    # Short tasks first, so that workers are given many at a time when the long one comes among
+    # them.
     with app.wakaq.batch():
         for number in range(500):
             app.nap.delay(0, f"before {number}")

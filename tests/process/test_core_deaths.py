@@ -1,4 +1,7 @@
-"""What becomes of tasks when their worker, or the supervisor, dies; every death here is a real one."""
+"""What becomes of tasks when their worker, or the supervisor, dies.
+
+Every death here is a real one.
+"""
 
 import json
 import os
@@ -8,12 +11,9 @@ import time
 import psutil
 import pytest
 
-APP = """
-import ctypes, os, time
-import redis
-from wakaq import WakaQ
-client = redis.Redis.from_url(os.environ["REDIS_URL"])
-wakaq = WakaQ(queues=[(0, "high"), (1, "low")], concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2)
+APP = """ import ctypes, os, time import redis from wakaq import WakaQ client =
+redis.Redis.from_url(os.environ["REDIS_URL"]) wakaq = WakaQ(queues=[(0, "high"), (1, "low")],
+concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2)
 
 @wakaq.task
 def nap(seconds, name):
@@ -128,7 +128,8 @@ def test_what_a_dead_worker_had_not_started_runs_in_its_order(start, redis):
         for number in range(300, 600):
             worker.app.nap.delay(0, f"{number}")
 
-    # The die task is a dead letter after its fourth death, and nothing of the rest was passed over or doubled.
+    # The die task is a dead letter after its fourth death, and nothing of the rest was passed over
+    # or doubled.
     assert popped(redis, 600) == [str(number) for number in range(600)]
     assert redis.llen("done") == 0
 
@@ -138,7 +139,8 @@ def test_the_more_urgent_task_comes_first_also_after_a_death(start, redis):
     for number in range(3):
         worker.app.nap.delay(30, "held")
         pid = started(redis)
-        # The first of them gets to Redis while nobody is idle, so a watcher may hold it back for a moment.
+        # The first of them gets to Redis while nobody is idle, so a watcher may hold it back for a
+        # moment.
         worker.app.nap.delay(0, f"low {number}")
         worker.app.nap.delay(0, f"high {number}", queue="high")
         os.kill(pid, signal.SIGKILL)
@@ -161,7 +163,8 @@ def test_workers_end_and_finish_their_task_when_their_supervisor_is_killed(
     ended = time.monotonic()
     eventually(lambda: not worker.processes(), within=2)
     assert time.monotonic() - ended < 2
-    # The tasks that ran are acked; the third one, never started, is in its queue or was never taken from it.
+    # The tasks that ran are acked; the third one, never started, is in its queue or was never taken
+    # from it.
     assert redis.llen("wakaq:low") == 1
     assert redis.keys("wakaq:inflight:*") == []
     assert redis.hget("wakaq:stats:low", "done") == b"2"

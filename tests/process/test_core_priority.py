@@ -6,7 +6,8 @@ APP = """
 from wakaq import WakaQ
 import os
 
-wakaq = WakaQ(queues=[(0, "high"), (1, "middle"), (2, "low")], url=os.environ["REDIS_URL"], concurrency=1)
+wakaq = WakaQ(queues=[(0, "high"), (1, "middle"), (2, "low")], url=os.environ["REDIS_URL"],
+concurrency=1)
 
 @wakaq.task
 def note(name): wakaq.broker.client.rpush("done", name)

@@ -1,4 +1,7 @@
-"""Starting `wakaq worker`: what it says about an application, a Redis or a worker that cannot be used; and many workers."""
+"""Starting `wakaq worker`.
+
+What it says about an application, a Redis or a worker that cannot be used; and many workers.
+"""
 
 import json
 import os

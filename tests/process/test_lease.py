@@ -1,4 +1,7 @@
-"""Who is declared dead and who is not, and what becomes of what the dead had claimed. Leases here are short."""
+"""Who is declared dead and who is not, and what becomes of what the dead had claimed.
+
+Leases here are short.
+"""
 
 import json
 import os
@@ -21,8 +24,8 @@ if "pytest" not in sys.modules:  # this is a command of the test
 
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
 wakaq = WakaQ(
-    queues=["default", "other"], concurrency=int(os.environ.get("WORKERS", "1")), url=os.environ["REDIS_URL"],
-    wait_timeout=0.2,
+    queues=["default", "other"], concurrency=int(os.environ.get("WORKERS", "1")),
+    url=os.environ["REDIS_URL"], wait_timeout=0.2,
 )
 
 @wakaq.task(queue="default")

@@ -1,4 +1,7 @@
-"""A soft timeout hits the task that it is meant for, and nothing else: not another task, no hook, not WakaQ's own code."""
+"""A soft timeout hits the task that it is meant for, and nothing else.
+
+Not another task, no hook, not WakaQ's own code.
+"""
 
 import pytest
 
@@ -58,8 +61,9 @@ def long():
     assert worker.stop() == 0
 
 
-# The worker signals itself, as the supervisor does, from a thread that has nothing else to do: thousands of times in
-# each task's last microseconds. The limits are placed around the time that the task takes.
+# The worker signals itself, as the supervisor does, from a thread that has nothing else to do:
+# thousands of times in each task's last microseconds. The limits are placed around the time that
+# the task takes.
 RACE = (
     APP
     + """

@@ -1,4 +1,7 @@
-"""Soft and hard timeouts: what they interrupt, what they leave alone, and what they leave behind."""
+"""Soft and hard timeouts.
+
+What they interrupt, what they leave alone, and what they leave behind.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Recycling and heartbeats: workers that retire, that take too much memory, and that do not answer."""
+"""Recycling and heartbeats.
+
+Workers that retire, that take too much memory, and that do not answer.
+"""
 
 import os
 import re
@@ -158,7 +161,10 @@ def leak(goes_on):
 
 
 def limited(start, grace=2.0):
-    """Start two workers whose limit is a GB above what is used now; a victim has `grace` seconds to end its task."""
+    """Start two workers whose limit is a GB above what is used now.
+
+    A victim has `grace` seconds to end its task.
+    """
     machine = psutil.virtual_memory()
     limit = 100 * (machine.total - machine.available + 1e9) / machine.total
     options = f"max_mem_percent={limit:.3f}, max_redeliveries=0, wait_timeout"

@@ -1,4 +1,7 @@
-"""Redis restarted, killed, read-only, full, loading, slow, or cut off: nothing exits, and everything resumes."""
+"""Redis restarted, killed, read-only, full, loading, slow, or cut off.
+
+Nothing exits, and everything resumes.
+"""
 
 import contextlib
 import importlib.util
@@ -12,9 +15,8 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
-from wakaq.store.connection import is_outage
-
 from wakaq import Queue, WakaQ
+from wakaq.store.connection import is_outage
 
 APP = """
 import functools, os, sys, time
@@ -30,7 +32,8 @@ if "pytest" not in sys.modules:  # this is a command of the test
         wakaq.store.registry.host_identity = lambda: str(os.getpid())
 
 wakaq = WakaQ(
-    queues=["default"], concurrency=2, url=os.environ["REDIS_URL"], wait_timeout=0.2, socket_timeout=0.7,
+    queues=["default"], concurrency=2, url=os.environ["REDIS_URL"], wait_timeout=0.2,
+    socket_timeout=0.7,
 )
 
 def mark(name):
@@ -54,7 +57,7 @@ _spec.loader.exec_module(proxy_module)
 
 @pytest.fixture
 def ran(tmp_path, eventually):
-    """`ran(names)` waits until these tasks ran, and checks that none of them did more often than it is named."""
+    """`ran(names)` waits until these tasks ran, none of them more often than it is named."""
 
     def check(names, within=10):
         def read():
@@ -284,7 +287,7 @@ def test_connections_that_fall_silent_are_replaced(start, make_server, ran, even
 
 @pytest.fixture
 def outlive(start, make_server, monkeypatch, ran, eventually):
-    """`outlive(supervisors, lease, seconds)` takes Redis away that long, and checks that nobody is taken for dead."""
+    """`outlive(supervisors, lease, seconds)` takes Redis away, and nobody is taken for dead."""
 
     def run(count, lease, seconds):
         monkeypatch.setenv("LEASE", str(lease))

@@ -12,8 +12,8 @@ SHOP = """
 import os
 from wakaq import WakaQ
 
-wakaq = WakaQ(queues=[(0, "payments"), "emails"], port=1, concurrency=1, url=os.getenv("SHOP_REDIS"))
-log = []
+wakaq = WakaQ(queues=[(0, "payments"), "emails"], port=1, concurrency=1,
+url=os.getenv("SHOP_REDIS")) log = []
 
 @wakaq.task(queue="payments")
 def charge(order, cents=0):
@@ -29,7 +29,10 @@ def buy(order):
 
 @pytest.fixture
 def check(pytester, monkeypatch):
-    """Run tests of an application in a process of their own; returns the counts of their outcomes and the output."""
+    """Run tests of an application in a process of their own.
+
+    Returns the counts of their outcomes and the output.
+    """
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
     def check(tests: str, option: str = "shop.wakaq") -> tuple[dict[str, int], str]:

@@ -1,4 +1,7 @@
-"""`wakaq-scheduler` and `wakaq-worker --scheduler` as processes: each tick once, whatever happens to one of them."""
+"""`wakaq-scheduler` and `wakaq-worker --scheduler` as processes.
+
+Each tick once, whatever happens to one of them.
+"""
 
 import re
 import signal
@@ -40,7 +43,7 @@ def fired(*schedulers):
 
 @pytest.fixture
 def run_three(start, redis, eventually):
-    """Return a function that runs three schedulers, kills one, and proves that each tick was enqueued once."""
+    """Return a function that runs three schedulers, kills one, and checks each tick."""
 
     def run(source, interval, kill_after, end_after):
         first = start(source, "scheduler")

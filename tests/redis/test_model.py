@@ -93,6 +93,7 @@ PAYLOADS = st.lists(st.sampled_from([None, None, *ALIKE]), min_size=1, max_size=
 FATES = st.sampled_from([*[Fate.ARRIVES] * 6, Fate.REQUEST_LOST, Fate.REPLY_LOST])
 INDEX = st.integers(0, 30)
 PICKS = st.lists(st.tuples(INDEX, st.sampled_from(Action)), min_size=1, max_size=5)
+LATER = st.integers(0, 9) | st.integers(0, LATE - 1)
 QUEUES = st.integers(0, 1)
 WANTED = st.integers(0, 5)
 
@@ -898,8 +899,9 @@ class Machine(RuleBasedStateMachine):
     # -- faults ------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.world.late)
-    @rule(indexes=st.lists(st.integers(0, LATE - 1), min_size=1, max_size=3))
+    @rule(indexes=st.lists(LATER, min_size=1, max_size=3))
     def arrive_late(self, indexes):
+        """Have the server execute requests of before, counted from the last."""
         world = self.world
         sent = list(world.late)
         for index in indexes:
@@ -908,9 +910,11 @@ class Machine(RuleBasedStateMachine):
                 with suppress_expected():
                     world.execute(Broker.connection(world.line), command, about)
 
-    @rule(forgotten=st.integers(1, REMEMBERED - 1))
-    def fail_over(self, forgotten):
+    @precondition(lambda self: self.world.late)
+    @rule(forgotten=st.integers(1, REMEMBERED - 1), then=st.lists(LATER, max_size=3))
+    def fail_over(self, forgotten, then):
         self.world.fail_over(forgotten)
+        self.arrive_late(then)
 
     @rule(queue=QUEUES, kind=st.sampled_from(["queue", "head", "eta", "dead", "stats", "inflight"]))
     def break_key(self, queue, kind):

@@ -16,7 +16,10 @@ wakaq = WakaQ(**settings.WAKAQ)
 
 @wakaq.wrap_tasks_with
 def with_fresh_connections(fn):
-    """Do around a task what Django does around a request: a connection that the database dropped is not used."""
+    """Do around a task what Django does around a request.
+
+    A connection that the database dropped is not used.
+    """
 
     @functools.wraps(fn)
     def run(*args, **kwargs):
