@@ -202,8 +202,10 @@ def test_wrappers_of_every_form_surround_tasks_of_both_kinds(start, redis, wrapp
 @pytest.mark.parametrize(
     "wrapper",
     [
-        "def wrapper(fn):\n    def run(*args, **kwargs):\n"
-        "        fn(*args, **kwargs)\n    return run",
+        (
+            "def wrapper(fn):\n    def run(*args, **kwargs):\n"
+            "        fn(*args, **kwargs)\n    return run"
+        ),
         "def wrapper(fn, args, kwargs):\n    fn(*args, **kwargs)",
         "async def wrapper(fn, args, kwargs):\n    fn(*args, **kwargs)",
     ],

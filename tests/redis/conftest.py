@@ -57,7 +57,7 @@ def group(broker):
     return group
 
 
-class Played(InFlight):
+class Process(InFlight):
     """What a supervisor has in flight, whose turns are made and answered in one go."""
 
     def __init__(self, redis, broker, group):
@@ -92,17 +92,17 @@ class Played(InFlight):
 
 
 @pytest.fixture
-def make_played(redis, broker, group):
-    """`make_played()` returns what a process has in flight that has no id yet."""
-    return lambda: Played(redis, broker, group)
+def make_process(redis, broker, group):
+    """`make_process()` returns what a process has in flight that has no id yet."""
+    return lambda: Process(redis, broker, group)
 
 
 @pytest.fixture
-def me(make_played):
+def me(make_process):
     """What the supervisor `me` has in flight, before its first turn."""
-    played = make_played()
-    played.begin_as("me")
-    return played
+    process = make_process()
+    process.begin_as("me")
+    return process
 
 
 @pytest.fixture

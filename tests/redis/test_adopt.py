@@ -184,10 +184,10 @@ def test_a_number_that_means_another_call_is_handed_back(me, redis, database, ta
 
 
 def test_an_orphan_takes_its_own_alone_and_fences_off_its_supervisor(
-    me, broker, database, make_played
+    me, broker, database, make_process
 ):
     me.hold("a", "b", "c", high=["h"])
-    orphan = make_played()
+    orphan = make_process()
     claim = Claim(broker.queues[1], b"b", 3)
     orphan.adopts_from("me", [claim])
     orphan.begin_as("new")
@@ -204,9 +204,9 @@ def test_an_orphan_takes_its_own_alone_and_fences_off_its_supervisor(
     }
 
 
-def test_orphans_of_one_supervisor_share_what_it_had(me, broker, database, make_played):
+def test_orphans_of_one_supervisor_share_what_it_had(me, broker, database, make_process):
     me.hold("a", "b", "c")
-    orphans = [make_played(), make_played()]
+    orphans = [make_process(), make_process()]
     for number, orphan in enumerate(orphans, 1):
         claim = Claim(broker.queues[1], b"ab"[number - 1 : number], number)
         orphan.adopts_from("me", [claim])
@@ -220,12 +220,12 @@ def test_orphans_of_one_supervisor_share_what_it_had(me, broker, database, make_
 
 
 def test_a_turn_of_the_old_id_that_arrives_late_is_refused(
-    me, broker, redis, database, make_played
+    me, broker, redis, database, make_process
 ):
     (claim,) = me.hold("a")
     me.settle(claim, ACK)
     late = me.turn(5)  # by a supervisor that dies before it was answered
-    orphan = make_played()
+    orphan = make_process()
     orphan.adopts_from("me", [Claim(broker.queues[1], b"a", 1)])
     orphan.begin_as("new")
     orphan.take_over(takes_rest=False)

@@ -272,13 +272,11 @@ class World:
     def transmit(self, connection: Any, command: bytes) -> Any:
         if command.startswith(LOADS_A_SCRIPT):
             return connection.call(command)
-        if self.fate is not Fate.ARRIVES and not self.about.accepts:
+        if not self.about.accepts:  # a payload that is sent twice is two
             self.late.append((command, self.about))
         if self.fate is Fate.REQUEST_LOST:
             raise redis_py.ConnectionError("request lost")
         reply = self.execute(connection, command, self.about)
-        if self.fate is Fate.ARRIVES and not self.about.accepts:
-            self.late.append((command, self.about))
         if self.fate is Fate.REPLY_LOST:
             raise redis_py.ConnectionError("reply lost")
         return reply
@@ -350,26 +348,41 @@ class World:
         assert found == Counter(self.accepted), about.what
 
     def check_order(self, before: Database, about: About) -> None:
-        """What is put back is in front of its queue, the lowest number foremost."""
-        if about.what not in {"adopt", "rescue"}:
-            return
+        """What is put back is in front of its queue, the lowest number or the first due foremost.
+
+        For turns, see `expect_turn`.
+        """
         for queue in self.queues:
             of = self.line.keys.of(queue)
-            left: list[bytes] = []
-            for key in before.inflight_keys():
-                if key.startswith(of.inflight):
-                    now = self.database.inflight(key)
-                    old = before.inflight(key).items()
-                    left += [payload for number, payload in sorted(old) if number not in now]
-            waited = before.elements(of.queue)
-            moved = self.database.elements(of.queue)
-            moved = moved[: len(moved) - len(waited)]
-            assert self.database.elements(of.queue) == moved + waited
-            if about.what == "rescue":
-                assert [*map(root, moved)] == [*map(root, left)]
-            elif moved:  # the others were adopted
-                rest = iter(left)
-                assert all(payload in rest for payload in moved), (left, moved)
+            waited, waits = before.elements(of.queue), self.database.elements(of.queue)
+            moved = waits[: len(waits) - len(waited)]
+            match about.what:
+                case "adopt" | "rescue":
+                    # Of what has left the in-flight hashes, some may have been adopted.
+                    left = map(root, self.has_left(before, of.inflight))
+                    assert all(root(payload) in left for payload in moved), (about.what, moved)
+                case "promote":
+                    delayed = before.fields(of.eta).items()
+                    due = [
+                        one.encode() for one, at in sorted(delayed, key=lambda one: float(one[1]))
+                    ]
+                    assert moved == due[: len(moved)]
+                case "leave" | "forget" | "wake" | "put back":
+                    waited = before.elements(of.head) + waited
+                    waits = self.database.elements(of.head) + waits
+                    moved = []
+                case _:
+                    continue
+            assert waits == moved + waited, about.what
+
+    def has_left(self, before: Database, inflight: str) -> list[bytes]:
+        """Return what has left a queue's in-flight hashes, by number."""
+        left: list[bytes] = []
+        for key in before.inflight_keys():
+            if key.startswith(inflight):
+                gone = before.inflight(key).keys() - self.database.inflight(key).keys()
+                left += [before.inflight(key)[number] for number in sorted(gone)]
+        return left
 
     def check_protocol(self, before: Database, about: About, reply: Any) -> None:
         """A request of a supervisor is executed if it is its next one, else nothing happens."""
@@ -862,6 +875,14 @@ class Machine(RuleBasedStateMachine):
             if claims := process.undecided():
                 self.world.settle(process, claims[pick % len(claims)], action)
         self.world.step(process, wanted, fate)
+
+    @precondition(some_live)
+    @rule(index=INDEX, fate=FATES)
+    def beat(self, index, fate):
+        world, supervisor_id = self.world, self.process(index).inflight.supervisor_id
+        if supervisor_id:
+            entry = world.make_entry(supervisor_id)
+            self.attempt(fate, About("beat"), lambda: world.registry.beat(supervisor_id, entry))
 
     @precondition(some_live)
     @rule(index=INDEX)

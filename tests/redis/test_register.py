@@ -22,13 +22,13 @@ def registration(group):
 
 
 def test_a_supervisor_has_an_entry_and_a_number_before_its_first_turn(
-    registration, broker, database, make_played
+    registration, broker, database, make_process
 ):
     registered = registration.send(broker)
     me = registered.supervisor_id
     assert database() == {TURNS: {me: "0 T"}, REGISTRY: {me: json.dumps({"id": me})}}
 
-    inflight = make_played()
+    inflight = make_process()
     inflight.begin(registered)
     inflight.take_turn()
     assert database()[TURNS] == {me: "1 T"}

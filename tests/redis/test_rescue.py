@@ -132,9 +132,9 @@ def test_a_full_server_lets_rescue(rescue, registry, redis, full, database):
 
 
 def test_a_dead_supervisors_late_turn_claims_nothing_between_two_pages(
-    registry, broker, rescue, redis, make_played
+    registry, broker, rescue, redis, make_process
 ):
-    inflight = make_played()
+    inflight = make_process()
     inflight.begin_as("dead")
     redis.rpush(LOW, "a", "b")
     inflight.take_turn(2)

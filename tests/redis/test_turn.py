@@ -391,6 +391,19 @@ def test_in_flight_hashes_of_a_wrong_type_end_no_turn(me, redis):
     assert redis.llen(LOW) == 0
 
 
+def test_what_is_answered_again_lacks_what_is_gone_and_no_other_queue(me, broker, redis):
+    redis.rpush(HIGH, "h")
+    redis.rpush(LOW, "a", "b")
+    turn = me.turn(3)
+    turn.send(broker)
+    redis.hdel(IN_LOW, "2")
+    assert payloads(turn.send(broker).claims) == ["h", "b"]
+    redis.delete(IN_LOW)
+    redis.set(IN_LOW, "text")
+
+    assert payloads(turn.send(broker).claims) == ["h"]
+
+
 def test_a_key_of_a_wrong_type_is_named_in_the_log(me, redis, caplog):
     redis.set(LOW, "text")
     me.take_turn(1)

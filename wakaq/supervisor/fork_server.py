@@ -98,7 +98,8 @@ class ForkServer:
 
     def _start(self, context: Any, app: WakaQ | None) -> None:
         ours, theirs = socket.socketpair()
-        arguments = (theirs, ours if app else None, app, self._path)
+        start_method = multiprocessing.get_start_method(allow_none=True)
+        arguments = (theirs, ours if app else None, app, self._path, start_method)
         process = context.Process(target=serve, args=arguments, name="wakaq-fork-server")
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
@@ -204,7 +205,11 @@ def _memory_file() -> Any:
 
 
 def serve(
-    supervisor: socket.socket, other_end: socket.socket | None, app: WakaQ | None, path: str
+    supervisor: socket.socket,
+    other_end: socket.socket | None,
+    app: WakaQ | None,
+    path: str,
+    start_method: str | None,
 ) -> None:
     """Fork workers until the supervisor is gone.
 
@@ -213,6 +218,7 @@ def serve(
         other_end: The supervisor's end, which a fork has inherited and must not keep.
         app: The application; None in a spawned process, which imports it from `path`.
         path: As given to `--app`.
+        start_method: What the application, if there is one, has set for its own processes.
     """
     if other_end is not None:
         other_end.close()
@@ -223,25 +229,26 @@ def serve(
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if app is None:
-        # Spawning has set one, which is the application's to choose.
-        multiprocessing.set_start_method(None, force=True)
+        multiprocessing.set_start_method(None, force=True)  # which spawning has set
         try:
             app = load(path)
         # Broad: it is the application's code, which may raise anything.
         except BaseException as error:  # noqa: BLE001
             _tell(supervisor, Broken((str(error) or repr(error))[:MOST_REASON]))
             return
+        start_method = multiprocessing.get_start_method(allow_none=True)
         _freeze()
         _tell(supervisor, Started())
-    _Server(app, supervisor).run()
+    _Server(app, supervisor, start_method).run()
 
 
 class _Server:
     """The loop of the fork server."""
 
-    def __init__(self, app: WakaQ, supervisor: socket.socket) -> None:
+    def __init__(self, app: WakaQ, supervisor: socket.socket, start_method: str | None) -> None:
         self._app = app
         self._supervisor = supervisor
+        self._start_method = start_method
         self._context = multiprocessing.get_context("fork")
         # By what becomes readable when the process has ended: its sentinel would stay open in what
         # its task has forked.
@@ -297,6 +304,8 @@ class _Server:
             os.close(end)
             os.close(sibling.sentinel)
         self._workers.clear()
+        # Forking has set it; how tasks start processes is the application's choice, or Python's.
+        multiprocessing.set_start_method(self._start_method, force=True)
         main(self._app, slot, supervisor_id, Connection(channel), progress, stacks)
 
     def _reap(self, end: int) -> None:

@@ -134,17 +134,18 @@ class Orphan:
         if 0.0 < progress.soft_deadline <= now:
             # The handler looks at the deadline again, so a signal that comes late hits nothing.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
-        for row in self._running:
+        for row, payload in list(self._running.items()):
             if 0.0 < progress.hard_deadlines[row] <= now:
-                self._kill(row)
+                stacks = self._stacks()
+                if progress.hard_deadlines[row]:  # it has not ended just now
+                    self._kill(row, payload, stacks)
 
-    def _kill(self, overdue: int) -> None:
+    def _kill(self, overdue: int, payload: bytes, stacks: str) -> None:
         """Kill this process and what its tasks have started, for a task past its hard timeout.
 
         If Redis is away, so that nothing can be settled in time, all that ran here is rescued.
         """
         deadline = time.monotonic() + KILL_DELAY
-        payload, stacks = self._running[overdue], self._stacks()
         text = "%s ran into its hard timeout, and its worker ends. It was at:\n%s"
         log = _log(logging.ERROR, text, describe(payload), stacks)
         self._settle(overdue, hard_timeout(payload, stacks, self._assignments.worker))
@@ -322,6 +323,8 @@ class Settler(threading.Thread):
 
 def _log(level: int, text: str, *args: object) -> threading.Thread:
     """Log in a thread of its own: a log that nobody reads can block, and limits must not wait."""
-    thread = threading.Thread(target=logger.log, args=(level, text, *args), daemon=True)
+    thread = threading.Thread(
+        target=logger.log, args=(level, text, *args), name="wakaq-log", daemon=True
+    )
     thread.start()
     return thread

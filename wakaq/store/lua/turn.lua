@@ -182,7 +182,7 @@ local function answer_again()
     for start = 0, n - 1, CHUNK do
       local numbers = {}
       for i = start, math.min(start + CHUNK, n) - 1 do numbers[#numbers + 1] = first + i end
-      local payloads = redis.call('HMGET', key(place, INFLIGHT), unpack(numbers))
+      local payloads = try('HMGET', key(place, INFLIGHT), unpack(numbers)) or {}
       -- What is not there any more was taken from us by hand: claimed is what is left.
       for i, payload in ipairs(payloads) do
         if payload then give(place, numbers[i], {payload}) end
