@@ -19,7 +19,7 @@ Kwargs = dict[str, Any]
 _MOST_SHAPES = 1_000  # remembered of a task that takes keyword arguments of any name
 
 
-class Sender(Protocol):
+class Application(Protocol):
     """What a task asks to send its calls: the application."""
 
     def enqueue(self, task: "Task[..., Any]", args: Args, kwargs: Kwargs) -> None:
@@ -40,7 +40,7 @@ class Task(Generic[P, R]):
 
     def __init__(  # noqa: PLR0913 - each is an option
         self,
-        app: Sender,
+        app: Application,
         function: Any,  # what the application decorates, which may be no function
         queue: Queue | None,
         *,

@@ -152,15 +152,17 @@ def test_what_was_not_settled_is_settled_under_its_new_number(me, database):
 
 
 def test_what_was_rescued_meanwhile_is_run_to_its_end_and_not_settled(me, redis):
-    (claim,) = me.hold("a")
+    first, second, third = me.hold("a", "b", "c")
     redis.delete(IN_LOW)
-    me.settle(claim, ACK)
-    me.refused.append((claim, ACK))
+    me.settle(first, ACK)
+    me.settle(second, REQUEUE)
+    me.refused.append((third, REQUEUE))
     me.begin_as("new")
     me.take_over()
 
     assert me.is_settled
     assert (me.to_settle, me.refused) == (0, [])
+    assert [claim.number for claim in (first, second, third)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("takes_rest", [True, False])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from multiprocessing import resource_tracker
 
 import pytest
 
@@ -73,11 +74,14 @@ class Record(Child):
         self.theirs.close()
         if not self._is_reaped:
             self.reap()
-        # Now, and not when pytest forgets the child: the memory has a descriptor, too.
-        progress = self.progress
-        for view in (progress.states, progress.hard_deadlines, progress._words):
-            view.release()
-        progress._memory.close()
+        close_memory(self.progress)
+
+
+def close_memory(progress):
+    """Close shared memory now, and not when pytest forgets the test: it has a descriptor, too."""
+    for view in (progress.states, progress.hard_deadlines, progress._words):
+        view.release()
+    progress._memory.close()
 
 
 class Clock:
@@ -146,6 +150,22 @@ def outage():
 @pytest.fixture
 def clock():
     return Clock(time.monotonic())
+
+
+@pytest.fixture(name="close_memory")
+def close_memory_fixture():
+    return close_memory
+
+
+@pytest.fixture
+def end_resource_tracker():
+    """Return a function that ends the process that spawning has left to `multiprocessing`."""
+
+    def end():
+        if resource_tracker._resource_tracker._pid is not None:
+            resource_tracker._resource_tracker._stop()
+
+    return end
 
 
 @pytest.fixture

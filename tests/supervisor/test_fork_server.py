@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 import types
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import psutil
@@ -96,13 +95,10 @@ class Nursery:
             next_told(self.server)
         self.server.close()
 
-    def close(self):
+    def close(self, close_memory):
         for endpoints in self.endpoints:
             endpoints.close()
-            progress = endpoints.progress
-            for view in (progress.states, progress.hard_deadlines, progress._words):
-                view.release()
-            progress._memory.close()
+            close_memory(endpoints.progress)
         self.server.close()
         self.server._process.close()
         for pid in self.pids:
@@ -110,22 +106,17 @@ class Nursery:
 
 
 @pytest.fixture
-def make_nursery():
+def make_nursery(end_resource_tracker, close_memory):
     with contextlib.ExitStack() as stack:
         stack.callback(gc.unfreeze)
-        stack.callback(_end_resource_tracker)  # which spawning has started
+        stack.callback(end_resource_tracker)
 
         def make(app, path="shop.wakaq"):
             nursery = Nursery(app, path)
-            stack.callback(nursery.close)
+            stack.callback(nursery.close, close_memory)
             return nursery
 
         yield make
-
-
-def _end_resource_tracker():
-    if resource_tracker._resource_tracker._pid is not None:
-        resource_tracker._resource_tracker._stop()
 
 
 @pytest.fixture
@@ -169,7 +160,7 @@ def test_the_stacks_of_a_worker_can_be_read_here(nursery):
     os.kill(pid, signal.SIGUSR1)
 
     deadline = time.monotonic() + 5
-    while b"in wait_for_work" not in os.pread(endpoints.stacks, 64_000, 0):
+    while b"worker/main.py" not in os.pread(endpoints.stacks, 64_000, 0):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

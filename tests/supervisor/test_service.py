@@ -4,19 +4,22 @@ import os
 import selectors
 import signal
 import threading
-from types import SimpleNamespace
 
 import pytest
 import redis as redis_py
 
-from wakaq.service import QUIET, Mailbox, Outage, Service
-from wakaq.supervisor import service as service_module
-
-
-@pytest.fixture
-def outage():
-    return Outage()
-
+from wakaq import service as service_module
+from wakaq.scheduler import Scheduler
+from wakaq.service import QUIET, Mailbox, Service
+from wakaq.store.registry import Registry
+from wakaq.supervisor.broadcast import Broadcast
+from wakaq.supervisor.heartbeat import Heartbeat
+from wakaq.supervisor.lease import Identity, Lease
+from wakaq.supervisor.memory import Memory
+from wakaq.supervisor.promoter import Promoter
+from wakaq.supervisor.sender import Sender
+from wakaq.supervisor.timeouts import Timeouts
+from wakaq.supervisor.waker import Idleness, Waker
 
 # -- services --------------------------------------------------------------------------------------
 
@@ -51,6 +54,57 @@ def test_a_service_survives_a_bad_tick_and_is_stopped_fifty_times(outage, caplog
         assert has_ended(service)
 
     assert caplog.text.count("wakaq-counter failed, and will try again") == 50
+
+
+def make_services(app, outage):
+    """Return what makes each of the real ones, by its name."""
+    broker = app.broker
+    (group,) = broker.groups
+    queue = app.queues[0]
+    sender = Sender(broker, lambda *_: None, outage, 1.0)
+    identity = Identity(Registry(broker, group), "me", 0)
+    return {
+        "broadcast": lambda: Broadcast(broker, lambda _: None, outage),
+        "heartbeat": lambda: Heartbeat(list, lambda _: None, outage),
+        "lease": lambda: Lease(app, lambda: [identity], list, outage),
+        "memory": lambda: Memory(list, lambda _: None, 99, outage),
+        "promoter": lambda: Promoter(broker, group, outage),
+        "scheduler": lambda: Scheduler(app, broker, lambda _: None, outage),
+        "timeouts": lambda: Timeouts(list, outage),
+        "waker-high": lambda: Waker(broker, queue, Idleness(), sender, outage),
+    }
+
+
+SERVICES = [
+    *("broadcast", "heartbeat", "lease", "memory"),
+    *("promoter", "scheduler", "timeouts", "waker-high"),
+]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.usefixtures("redis")
+def test_each_service_is_started_and_stopped_fifty_times(make_app, app_url, outage, caplog, name):
+    app = make_app(url=app_url, wait_timeout=0.01)
+    services = make_services(app, outage)
+    assert set(services) == set(SERVICES)
+    for _ in range(50):
+        service, has_begun = services[name](), threading.Event()
+
+        def tick(now, tick=service.tick, has_begun=has_begun):
+            has_begun.set()
+            return tick(now)
+
+        service.tick = tick
+        service.start()
+        assert has_begun.wait(5)
+        service.stop()
+        assert has_ended(service)
+        assert service.name == f"wakaq-{name}"
+        if name == "lease":
+            service._broker.close()
+    app.broker.close()
+
+    assert caplog.messages == []
 
 
 def test_a_service_whose_tick_goes_on_is_not_joined(outage):
@@ -115,17 +169,17 @@ def test_a_tick_says_when_the_next_one_is_due(outage):
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """The time of outages, as a list of one."""
-    clock = [100.0]
-    monkeypatch.setattr(service_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+def clock(monkeypatch, clock):
+    """The time of outages."""
+    clock.now = 100.0
+    monkeypatch.setattr(service_module, "time", clock)
     return clock
 
 
 def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(outage, clock, caplog):
     outage.end(99.0)
     outage.begin(redis_py.ConnectionError("first"))
-    clock[0] = 112.3
+    clock.now = 112.3
     outage.begin(redis_py.ConnectionError("second"))
     assert caplog.messages == ["Redis is away, will go on trying: first"]
     for _ in range(2):

@@ -60,7 +60,8 @@ class QueueKeys(NamedTuple):
 class SlotGroup:
     """Queues whose keys may meet in one script, and where supervisors register for them.
 
-    On a standalone server all queues are one group.
+    On a standalone server all queues are one group; clusters are not supported yet, so there is
+    always one.
     """
 
     prefix: str  # of registry and turns

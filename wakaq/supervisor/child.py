@@ -77,7 +77,7 @@ class Child:
         # the channel tells.
         self.end_fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
 
-        # Dispatcher thread only; other threads may look at state and claims.
+        # Dispatcher thread only; other threads may read state, has_served and what it has.
         self.state = State.STARTING
         self.has_served = False  # it has booted
         self.assigned: dict[int, Claim] = {}  # by row

@@ -63,6 +63,7 @@ logger = logging.getLogger("wakaq.supervisor")
 
 BEAT = 1.0  # seconds between turns of an idle supervisor: others take it for dead if they stop
 SETTLE_WITHIN = 0.005  # seconds until a settlement is sent that no demand takes along
+RETRY_REFUSED = 1.0  # seconds between tries to settle what Redis refused
 RECALL_EVERY = 0.025  # seconds between looks at what waits behind running tasks
 ASKED_FOR = 0.25  # seconds in which what one group was asked for is not asked of others
 # Seconds without claims in the hope of a kind, after one that nobody could take.
@@ -103,10 +104,11 @@ class Group:
         self.asked = 0  # how many payloads it was asked for
         # Until when that counts: a server that is away must not hold up others.
         self.asked_until = 0.0
+        self.retry_at = 0.0  # when what Redis refused is to be tried again
         self.settle_at = 0.0  # when what is settled is to be sent
         self.beat_at = 0.0  # when a turn is to be made in any case
 
-    def has_settlement(self, now: float) -> None:
+    def note_settlement(self, now: float) -> None:
         """Note that something is about to be settled."""
         if not self.inflight.to_settle:
             self.settle_at = now + SETTLE_WITHIN
@@ -169,7 +171,8 @@ class Dispatcher(threading.Thread):
         self._suspects: deque[Claim] = deque()  # each waits for a worker that has nothing else
         self._broadcasts: list[tuple[float, Claim]] = []  # when each is due
         self._round_trip = 0.0  # seconds that a turn takes, on average
-        self._async_expected = 1  # how many async payloads a worker may be about to get
+        self._async_expected = 1  # async payloads in a worker's next turn: twice those in the last
+        # Until then nothing is claimed for workers that have room for one kind only.
         self._surplus_until = 0.0
         self._is_draining = False
         self._finish_by: float | None = None
@@ -319,7 +322,7 @@ class Dispatcher(threading.Thread):
         for queue, of_queue in groupby(claims, key=attrgetter("queue")):
             if queue is not None:  # a broadcast is in no hash
                 group = self._group_of[queue]
-                group.has_settlement(time.monotonic())
+                group.note_settlement(time.monotonic())
                 group.inflight.acknowledge(of_queue)
 
     def _settle(self, claim: Claim, settlement: Settlement) -> None:
@@ -327,7 +330,7 @@ class Dispatcher(threading.Thread):
             self._settle_broadcast(claim, settlement)
             return
         group = self._group_of[claim.queue]
-        group.has_settlement(time.monotonic())
+        group.note_settlement(time.monotonic())
         group.inflight.settle(claim, settlement)
 
     def _requeue(self, claims: Sequence[Claim]) -> None:
@@ -515,8 +518,9 @@ class Dispatcher(threading.Thread):
         """Offer the group's sender what is to be asked next, if that has changed."""
         if group.is_asked or not group.sender.is_open:
             return
-        if now >= group.beat_at:
+        if now >= group.retry_at:
             group.inflight.retry_refused()
+            group.retry_at = now + RETRY_REFUSED
         step: Request | None = group.next_step
         if step is None and self._finish_by is not None and group.inflight.is_settled:
             step = group.inflight.leave()
@@ -591,6 +595,8 @@ class Dispatcher(threading.Thread):
 
     def _tell_adopted(self, group: Group) -> None:
         """Tell workers under which id and numbers to look, should this supervisor die."""
+        # What waits here and was not found is somebody else's.
+        self._suspects = deque(one for one in self._suspects if one.queue is None or one.number)
         for child in self._children:
             rows = [
                 row

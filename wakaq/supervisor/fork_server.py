@@ -38,6 +38,14 @@ logger = logging.getLogger("wakaq.supervisor")
 
 MESSAGE = 1_024  # bytes of each message, filled up: so none needs a length
 MOST_REASON = 200  # characters, each at most four bytes
+IGNORED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 DESCRIPTORS = 3  # of a worker: its channel, its progress rows, its stacks
 EXIT_WITHIN = 1.0  # seconds that it has to exit by itself
 
@@ -224,8 +232,8 @@ def serve(
         other_end.close()
     set_title("wakaq-worker: fork server")
     # Only the supervisor ends it, by ending itself: no signal for the whole process group or
-    # container.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    # container. Nor do those that are meant for a worker which has just been forked.
+    for number in IGNORED:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if app is None:

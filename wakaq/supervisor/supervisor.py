@@ -359,10 +359,11 @@ class Supervisor:
 
     def _look_after(self, child: Child) -> None:
         """See to a worker that the dispatcher has changed."""
-        if child.state is State.GONE:
-            self._reap(child, time.monotonic() + STATUS_GRACE)
-        elif child.has_served:
+        if child.has_served:
             self._has_booted, self._boot_failures = True, 0
+        # Once, although one that dies as soon as it has booted is told of twice.
+        if child.state is State.GONE and child in self._children:
+            self._reap(child, time.monotonic() + STATUS_GRACE)
 
     def _reap(self, child: Child, deadline: float) -> None:
         """Say how a worker ended, once the fork server has told, and see to its replacement."""

@@ -1,7 +1,7 @@
 """Says how a worker ended, and what becomes of the payloads it had.
 
 Pure: reads the child's record and returns settlements. Not for noticing a death (dispatcher), nor
-for causing one (timeouts, memory, heartbeat), nor for reaping (main thread).
+for causing one (`Child.kill`: timeouts, memory, heartbeat, main), nor for reaping (main thread).
 
 ================================  ==================================================================
 state of a row (`progress`)       what becomes of its payload

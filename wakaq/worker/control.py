@@ -55,7 +55,7 @@ class Control(threading.Thread):
         finally:
             self._assignments.is_stopping = True
 
-    def wait_for_work(self) -> None:
+    def listen_when_idle(self) -> None:
         """Listen until something has arrived (main thread)."""
         try:
             with self._listening:

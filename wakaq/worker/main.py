@@ -64,7 +64,7 @@ def main(  # noqa: PLR0913, PLR0917 - what the supervisor tells a new worker
     control.start()
     channel.send(Ready())
     assignments.show()
-    runner.run(control.wait_for_work)
+    runner.run(control.listen_when_idle)
     if control.is_orphan:
         control.join()
 

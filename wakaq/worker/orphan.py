@@ -34,6 +34,7 @@ from typing import Any
 
 from wakaq.channel import Done, Frame, Outcome
 from wakaq.message import describe
+from wakaq.progress import FINISHED
 from wakaq.store.broker import Broker
 from wakaq.store.connection import RedisError
 from wakaq.store.keys import SlotGroup
@@ -72,7 +73,8 @@ class Orphan:
         self._progress = assignments.progress
         self._stacks_fd = stacks_fd
         self._reports: SimpleQueue[Frame] = SimpleQueue()
-        self._running: dict[int, bytes] = {}  # row -> payload of what is still to be reported
+        # Row -> payload of what is still to be reported, running or finished.
+        self._running: dict[int, bytes] = {}
         # Row -> what Redis has of it, and who settles that. A broadcast is in no hash.
         self._claims: dict[int, tuple[Settler, Claim]] = {}
         self._settlers: list[Settler] = []
@@ -150,7 +152,9 @@ class Orphan:
         log = _log(logging.ERROR, text, describe(payload), stacks)
         self._settle(overdue, hard_timeout(payload, stacks, self._assignments.worker))
         for row in list(self._running):
-            self._settle(row, REQUEUE)  # it shared its worker with the task that is meant
+            # What has not returned shared its worker with the task that is meant.
+            is_finished = self._progress.states[row] == FINISHED
+            self._settle(row, ACK if is_finished else REQUEUE)
         self._finish(deadline)
         log.join(max(0.0, deadline - time.monotonic()))
         os.killpg(os.getpgrp(), signal.SIGKILL)
