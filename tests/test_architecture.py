@@ -15,6 +15,7 @@ PACKAGE = Path(wakaq.__file__).parent
 PYTHON = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted([*PYTHON, *PACKAGE.rglob("*.lua")])
 MOST_COLUMNS = 100
+PRAGMA = re.compile(r"  # (noqa|type: ignore|pragma|fmt:).*")  # which cannot be broken
 LUA_DEFINITION = re.compile(r"^(?:local function (?=\w)|  (?=\w+ = function))(\w+)", re.MULTILINE)
 DOORS = {
     "redis": "store/connection.py",
@@ -150,7 +151,7 @@ def test_no_line_is_too_long_to_read():
         f"{name(path)}:{number}"
         for path in FILES
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if len(line) > MOST_COLUMNS
+        if len(PRAGMA.sub("", line)) > MOST_COLUMNS
     ]
 
     assert {"cli.py", "store/lua/turn.lua"} <= {name(path) for path in FILES}

@@ -23,7 +23,9 @@ class Message:
     args: list[Any]
     kwargs: dict[str, Any]
     retry: int = 0  # how often it was tried again after a failure
-    redelivered: int = 0  # how often its worker died under it
+    # How often its worker died while it ran, its supervisor or machine died while it was in flight,
+    # or no worker knew its task.
+    redelivered: int = 0
 
     def encode(self) -> bytes:
         """Return the payload; raise as `Task.delay` does for what cannot be sent."""

@@ -3,19 +3,21 @@
 It can be read while the worker hangs in C code, and after a SIGKILL.
 Not for what is said between the two processes: that is `channel`.
 
-A message has a row from its assignment to its settlement, and the row has a state:
+A message has a row from its assignment until the dispatcher has heard what became of it, and the
+row has a state:
 
 ========  ==================================================  ============================
 state     meaning                                             written by
 ========  ==================================================  ============================
-FREE      no message, or one that is being settled            worker, before its `Outcome`
+FREE      decided; `Outcome` may not have been sent           worker, before `Outcome`
 ASSIGNED  on its way to the worker, or waiting there          dispatcher, before `Assign`
 STARTED   running                                             worker, before the task
 FINISHED  returned; `Done` may not have been sent             worker, before `Done`
 ========  ==================================================  ============================
 
-So when a worker is gone and its last frames were read, the rows tell of each of its messages
-whether to ack, to redeliver or to requeue it.
+A state, FREE above all, means something only while the row is assigned: in other rows it is what
+was left there. So when a worker is gone and its last frames were read, the rows tell of each of its
+messages whether to ack, to redeliver or to requeue it.
 """
 
 import mmap
@@ -43,7 +45,9 @@ class Progress:
     needs two of them reads the first again.
     """
 
-    pong_at = _word(0)  # when the control thread last answered, or was made
+    # When a ping was last answered, by whichever thread of the worker listens; first, when the
+    # control thread was made.
+    pong_at = _word(0)
     started_at = _word(2)  # of the sync task, as is the deadline
     soft_deadline = _word(3)  # 0.0: none
 

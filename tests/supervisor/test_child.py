@@ -85,6 +85,16 @@ def test_stacks_are_those_that_were_asked_for_last(make_child):
     assert child.read_stacks() == child.read_stacks() == "in time.sleep\ufffd"
 
 
+def test_stacks_are_told_without_what_led_to_the_workers_start(child):
+    ours = '  File "/any/wakaq/worker/main.py", line 66 in main\n'
+    task = '  File "/shop/tasks.py", line 3 in bake\n'
+    start = '  File "/any/multiprocessing/process.py", line 108 in run\n' + ours
+    threads = [f"Thread 0x1:\n{task}", f"Current thread 0x2:\n{task}{ours}{start}"]
+    os.write(child.stacks_fd, "\n".join(threads).encode())
+
+    assert child.read_stacks() == f"Thread 0x1:\n{task}\nCurrent thread 0x2:\n{task}{ours}"[:-1]
+
+
 def test_stacks_are_asked_for_by_a_signal(child):
     child.ask_for_stacks()
 

@@ -141,7 +141,7 @@ def wait_until(is_true, within=5.0):
 def test_what_redis_refuses_to_settle_is_tried_again_and_holds_up_nothing_else(
     live, worker, redis, monkeypatch, caplog
 ):
-    monkeypatch.setattr(dispatcher_module, "BEAT", 0.05)
+    monkeypatch.setattr(dispatcher_module, "RETRY_REFUSED", 0.05)
     redis.set("wakaq:dead:low", "no list")
     redis.rpush(LOW, "a", "b")
     live.step_until(lambda: worker.assigned)
@@ -218,6 +218,30 @@ def test_one_that_the_server_has_forgotten_registers_anew(live, worker, redis, m
     assert redis.hkeys(TURNS) == redis.hkeys(ENTRIES) == [new]
     entry = json.loads(redis.hget(ENTRIES, new))
     assert (entry["pid"], entry["queues"]) == (os.getpid(), ["high", "low"])
+
+
+@pytest.mark.parametrize("is_rescued", [False, True])
+def test_a_suspect_that_waits_here_runs_unless_others_have_rescued_it(
+    live, worker, redis, is_rescued
+):
+    suspect = b'{"name": "sync", "redelivered": 1}'
+    redis.rpush(LOW, "a")
+    live.step_until(lambda: worker.assigned)
+    worker.window, worker.average = 8, 0.001
+    redis.rpush(LOW, suspect)
+    live.step_until(lambda: worker.is_reserved)
+    old = live.group.inflight.supervisor_id
+    (number,) = (number for number, one in inflight(live, redis).items() if one == suspect)
+    if is_rescued:
+        redis.hdel(f"wakaq:inflight:low:{old}", number)
+    redis.hdel(TURNS, old)
+    live.step_until(lambda: live.group.inflight.supervisor_id != old)
+    live.step_until(lambda: live.group.next_step is None)
+    live.finish(worker)
+    live.step()
+
+    assert had(worker) == ([] if is_rescued else [suspect])
+    assert not worker.is_reserved
 
 
 # -- outages ---------------------------------------------------------------------------------------

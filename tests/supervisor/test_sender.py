@@ -269,7 +269,8 @@ def test_a_supervisor_that_cannot_be_registered_ends_with_a_status_of_its_own(re
     )
 
     assert ended.returncode == 5
-    assert re.search("Redis refuses to register this supervisor: .*WRONGTYPE", ended.stderr)
+    refusal = r"Redis refuses to register this supervisor in .*wakaq:registry:turns: WRONGTYPE"
+    assert re.search(refusal, ended.stderr)
 
 
 def test_a_registration_is_answered_with_an_id_that_is_known(talk, redis):

@@ -190,6 +190,21 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(outage, c
     assert caplog.messages[2:] == ["Redis is away, will go on trying: third"]
 
 
+def test_an_outage_lasts_until_the_first_success_that_no_failure_followed(outage, clock, caplog):
+    outage.begin(redis_py.ConnectionError("lost"))
+    clock.now = 101.0
+    outage.end(100.5)
+    clock.now = 102.0
+    outage.begin(redis_py.ConnectionError("lost again"))
+    outage.end(101.9)  # it was called before
+    clock.now = 103.0
+    outage.end(102.5)
+    clock.now = 130.0
+    outage.end(129.0)
+
+    assert caplog.messages[1:] == ["Redis is back after 3.0 s"]
+
+
 @pytest.mark.usefixtures("clock")
 def test_an_outage_goes_on_while_some_calls_succeed_and_others_fail(outage, caplog):
     outage.begin(redis_py.ConnectionError("lost"))

@@ -1,13 +1,14 @@
 """The supervisor process: one file a thread, and pure parts beside them. It runs no task code.
 
 Its threads, and what each owns. Each state has one owner: other threads read a snapshot, or post a
-call to the owner's mailbox (`wakaq.service`). A thread's name is `wakaq-` and the word here.
+call to the owner's mailbox (`wakaq.service`). A thread's name is `wakaq-` and the word here; but
+the main thread keeps Python's name, and a waker's name ends with its queue.
 
 ==========  ============  ===========================================  =============================
 thread      file          owns                                         speaks to
 ==========  ============  ===========================================  =============================
-main        `supervisor`  starting and reaping workers, signals, the   fork server, dispatcher
-                          order of shutdown
+main        `supervisor`  ordering and reaping workers, signals, the   fork server, dispatcher,
+                          order of shutdown                            `Child.kill`
 dispatcher  `dispatcher`  every claim: what is in flight, who has it;  workers, turns, main
                           each worker's capacity
 turns       `sender`      the request to Redis that is under way; one  Redis, dispatcher
@@ -25,6 +26,10 @@ lease       `lease`       what was seen of other supervisors; renews   Redis
 scheduler   (not here)    when schedules are due: `wakaq.scheduler`,   Redis
                           only with `--scheduler`
 ==========  ============  ===========================================  =============================
+
+A supervisor's proof of life is the number of its last turn, so it is the dispatcher's. The
+heartbeat is for workers, which it pings. The lease's thread does not renew the lease: it watches
+the numbers of the others, and renews this one's entry, for people.
 
 From the waker down each is a `Service`: a `tick` that neither loops nor sleeps. The pure parts:
 `child` (the record of a worker), `prefetch` (how much it is given), `worker_exit` (what becomes of
@@ -50,17 +55,22 @@ Ping       heartbeat
 Stop       dispatcher: exit
 =========  ==============================  =========  ==============================================
 
-How a worker ends. The main thread sees the end of its process, or the dispatcher the end of its
-pipe. The dispatcher hears the last frames, settles what it had, and tells the main thread, which
-reaps it, logs how it ended once the fork server has told, and has its slot filled.
+How a worker ends. The dispatcher sees the end of its pipe, or, where something else holds that
+open, the main thread sees the end of its process. The dispatcher hears the last frames, decides
+about what it still had, and tells the main thread, which reaps it, logs how it ended once the fork
+server has told, and has its slot filled.
+
+Who kills it, by `Child.kill`: timeouts, memory and heartbeat for what they watch, and main one that
+was told to exit and does not, or all of them: after `shutdown_timeout`, at a second signal or
+SIGQUIT, and where workers cannot start.
 
 Shutdown, in this order:
 
 1. main: promoter, broadcast and scheduler are told to end, and no worker is started any more.
 2. dispatcher: the wakers are told to end; nothing is claimed; suspects that wait and what workers
    have not begun go back; each worker is told to exit when it has nothing left.
-3. main: waits until all workers are reaped. After `shutdown_timeout`, or at a second signal, they
-   are killed, and what they ran goes back uncounted.
+3. main: waits until all workers are reaped. After `shutdown_timeout`, at a second signal or at
+   SIGQUIT, it kills them, and what they ran goes back uncounted.
 4. main: joins the threads of 1 and 2, as what they wait for must not come after the last turn.
 5. dispatcher: settles the rest, leaves the registry by a last turn in each slot group, and ends;
    if Redis is away, after a while without.

@@ -11,7 +11,7 @@ import math
 from wakaq.progress import ROWS
 from wakaq.supervisor.child import Child, State
 
-MOST_AHEAD = 256  # sync tasks assigned at once
+MOST_AHEAD = 512  # sync tasks assigned at once
 LONG = 0.05  # seconds; behind a task that has run longer nothing waits
 AHEAD = 0.005  # seconds of work that is assigned ahead, besides the round trip to Redis
 MOST_ASYNC = ROWS - 2 * MOST_AHEAD  # where `async_concurrency` has no limit

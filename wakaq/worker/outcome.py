@@ -2,8 +2,8 @@
 
 All of the policy of retries and redeliveries is here, for whoever meets it: a worker, the
 supervisor of a worker that died, whoever rescues what a dead supervisor had, and a worker without
-supervisor. Not for carrying it out: a turn does that. Nothing here talks to Redis or changes
-anything; what is given up, and a task that failed, is logged.
+supervisor. Not for carrying it out: a turn does that, which settles what was decided here. Nothing
+here talks to Redis or changes anything; what is given up, and a task that failed, is logged.
 
 ====================  ========================  ==================================================
 what happened         function                  settlement
@@ -17,6 +17,9 @@ its worker died       `died`                    REDELIVER with `redelivered` + 1
 hard timeout          `hard_timeout`            DEAD
 its supervisor died   `rescued` (a payload)     pushed to the front with `redelivered` + 1
 ====================  ========================  ==================================================
+
+So `redelivered` counts how often its worker died while it ran, its supervisor or machine died while
+it was in flight, or no worker knew its task; a payload that has it is a suspect, and runs alone.
 """
 
 import logging
@@ -37,13 +40,13 @@ UNKNOWN_DELAY = 30.0  # seconds until a task that this release does not know is 
 
 
 def malformed(payload: bytes, error: Exception, worker: str) -> Settlement:
-    """Settle a payload that is no message."""
+    """Decide about a payload that is no message."""
     logger.error("A payload is no message, and becomes a dead letter: %s: %r", error, payload[:200])
     return _dead(payload, Reason.NOT_A_MESSAGE, str(error), worker)
 
 
 def unknown(payload: bytes, message: Message, max_redeliveries: int, worker: str) -> Settlement:
-    """Settle a message whose task is not registered here: a newer release may know it."""
+    """Decide about a message whose task is not registered here: a newer release may know it."""
     if message.redelivered >= max_redeliveries:
         logger.error("Task %s is unknown, and becomes a dead letter", message.name)
         return _dead(payload, Reason.UNKNOWN_TASK, "", worker)
@@ -52,10 +55,10 @@ def unknown(payload: bytes, message: Message, max_redeliveries: int, worker: str
 
 
 def exhausted(payload: bytes, message: Message, worker: str) -> Settlement:
-    """Settle a message that was redelivered more often than allowed.
+    """Decide about a message that was redelivered more often than allowed.
 
-    Its supervisor or its machine died under it. These could not give it up, and whoever rescues it
-    only counts.
+    The last time its supervisor or its machine died. These could not give it up, and whoever
+    rescues it only counts.
     """
     text = f"its worker, or its machine, died {message.redelivered} times"
     logger.error("Task %s becomes a dead letter: %s", message.name, text)
@@ -63,7 +66,7 @@ def exhausted(payload: bytes, message: Message, worker: str) -> Settlement:
 
 
 def is_suspect(payload: bytes) -> bool:
-    """Whether a worker or a supervisor has died under this payload.
+    """Whether a payload has `redelivered`, and so is to run alone.
 
     Costs almost nothing for a payload without the key.
     """
@@ -81,7 +84,7 @@ def is_suspect(payload: bytes) -> bool:
 def failed(
     payload: bytes, message: Message, policy: Policy, error: BaseException, worker: str
 ) -> Settlement:
-    """Settle a message whose task raised; logs it with its traceback."""
+    """Decide about a message whose task raised; logs it with its traceback."""
     kinds = (type(error), SoftTimeout) if caused_by(error, SoftTimeout) else (type(error),)
     reason = Reason.SOFT_TIMEOUT if SoftTimeout in kinds else Reason.RAISED
     name, retry, most = message.name, message.retry + 1, policy.max_retries
@@ -98,7 +101,7 @@ def failed(
 
 
 def died(payload: bytes, max_redeliveries: int, cause: str, worker: str) -> Settlement:
-    """Settle a payload whose worker died while it ran; `cause` says how, for people."""
+    """Decide about a payload whose worker died while it ran; `cause` says how, for people."""
     try:
         message = Message.decode(payload)
     except NotAMessage:  # a bug, as a worker had decoded it; but it must not end the supervisor
@@ -112,7 +115,7 @@ def died(payload: bytes, max_redeliveries: int, cause: str, worker: str) -> Sett
 
 
 def hard_timeout(payload: bytes, stacks: str, worker: str) -> Settlement:
-    """Settle a payload whose worker is killed because it ran past its hard timeout.
+    """Decide about a payload whose worker is killed because it ran past its hard timeout.
 
     Whoever kills logs it: it knows for how long the task ran.
     """

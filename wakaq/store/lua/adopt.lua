@@ -2,11 +2,12 @@
 -- As a turn it happens once, however often it is sent; see turn.lua. It claims nothing.
 --
 -- KEYS[1]  hash, supervisor id -> 'number token gave'      KEYS[2]  hash, supervisor id -> entry
--- KEYS     then three a queue: in flight of the old id (hash), in flight of the new one (hash), queue (list)
--- ARGV[1]  the new id    ARGV[2]  number of this turn    ARGV[3]  token of its registration    ARGV[4]  the old id
+-- KEYS     then three a queue: in flight of the old id (hash), of the new one (hash), queue (list)
+-- ARGV[1]  the new id                      ARGV[2]  number of this turn
+-- ARGV[3]  token of its registration       ARGV[4]  the old id
 -- ARGV[5]  the new number of the first payload; each next one has the next number, found or not
--- ARGV[6]  '1' to put the rest of the old id's payloads back to the front of their queues; '0' for an orphan, which
---          is not the only one that holds some: rescue does it then
+-- ARGV[6]  '1' to put the rest of the old id's payloads back to the front of their queues; '0' for
+--          an orphan, which is not the only one that holds some: rescue does it then
 -- ARGV     then for each queue: how many numbers, and the old numbers
 -- Returns nil if it is evicted, else a list: the token, then new number and payload of each that
 -- was found.
@@ -27,7 +28,9 @@ local found = {}
 local function adopt(old, new, at, n, position)
   for i = 0, n - 1 do
     local new_number = base + position + i
-    local payload = redis.pcall('HGET', is_repeated and new or old, is_repeated and new_number or ARGV[at + i])
+    local key, number_there = old, ARGV[at + i]
+    if is_repeated then key, number_there = new, new_number end
+    local payload = redis.pcall('HGET', key, number_there)
     if type(payload) == 'string' then
       local reply = is_repeated or redis.pcall('HSET', new, new_number, payload)
       if type(reply) ~= 'table' then
@@ -60,7 +63,9 @@ local function execute()
     local n = tonumber(ARGV[at])
     position = adopt(KEYS[i], KEYS[i + 1], at + 1, n, position)
     at = at + 1 + n
-    if takes_rest and not is_repeated then is_empty = put_back(KEYS[i], KEYS[i + 2]) and is_empty end
+    if takes_rest and not is_repeated then
+      is_empty = put_back(KEYS[i], KEYS[i + 2]) and is_empty
+    end
   end
   -- The entry tells rescuers where to look, so it stays while there is something.
   if takes_rest and is_empty and not is_repeated then redis.pcall('HDEL', KEYS[2], old_id) end

@@ -4,4 +4,5 @@
 -- ARGV[1]  payload    ARGV[2]  seconds
 -- Returns 1 if it is new, 0 if it was there.
 local now = redis.call('TIME')
-return redis.call('ZADD', KEYS[1], 'NX', string.format('%.6f', now[1] + now[2] / 1e6 + ARGV[2]), ARGV[1])
+local due = string.format('%.6f', now[1] + now[2] / 1e6 + ARGV[2])
+return redis.call('ZADD', KEYS[1], 'NX', due, ARGV[1])

@@ -13,7 +13,8 @@ local function promote(delayed, queue)
   -- memory lets the script write to its end. Otherwise delayed payloads could fill a server for
   -- good.
   redis.call('ZREMRANGEBYRANK', delayed, 1, 0)
-  local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', string.format('%.6f', now), 'LIMIT', 0, left)
+  local latest = string.format('%.6f', now)
+  local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', latest, 'LIMIT', 0, left)
   if #due > 0 then
     local reversed = {}
     for j = #due, 1, -1 do reversed[#reversed + 1] = due[j] end

@@ -3,10 +3,11 @@
 -- before was answered with, and the server remembers number, token and what it gave.
 --
 -- KEYS[1]  hash, supervisor id -> 'number token gave' of its last turn
--- KEYS     then six a queue: queue (list), head (list), in flight (hash), delayed (zset), dead letters (list),
---          stats (hash); operations name a queue by its place, 0 for the first
--- ARGV[1]  supervisor id             ARGV[2]  number of this turn      ARGV[3]  token of the turn before
--- ARGV[4]  how many to claim, most   ARGV[5]  the number that the first of them is to have
+-- KEYS     then six a queue: queue (list), head (list), in flight (hash), delayed (zset), dead
+--          letters (list), stats (hash); operations name a queue by its place, 0 for the first
+-- ARGV[1]  supervisor id             ARGV[2]  number of this turn
+-- ARGV[3]  token of the turn before  ARGV[4]  how many to claim, most
+-- ARGV[5]  the number that the first of them is to have
 -- ARGV     then operations, each with a queue:
 --   ack       queue n (from to)*n             done: these ranges of numbers
 --   requeue   queue number                    back to the front, as it is
@@ -91,7 +92,9 @@ end
 local operations = {
   ack = function(place, at)
     local n = tonumber(ARGV[at])
-    for i = 1, n do acknowledge(place, tonumber(ARGV[at + 2 * i - 1]), tonumber(ARGV[at + 2 * i])) end
+    for i = at + 1, at + 2 * n, 2 do
+      acknowledge(place, tonumber(ARGV[i]), tonumber(ARGV[i + 1]))
+    end
     return true, 1 + 2 * n
   end,
   requeue = function(place, at)
@@ -172,7 +175,8 @@ local function execute()
     place = place + 1
   end
   if #memory > 0 then
-    redis.call('HSET', KEYS[1], supervisor_id, number .. ' ' .. token .. ' ' .. table.concat(memory, ' '))
+    local given = table.concat(memory, ' ')
+    redis.call('HSET', KEYS[1], supervisor_id, number .. ' ' .. token .. ' ' .. given)
   end
 end
 
