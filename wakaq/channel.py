@@ -120,7 +120,8 @@ class Channel:
     """
 
     def __init__(self, connection: Connection, *, is_blocking: bool) -> None:
-        self.fileno, self.close = connection.fileno, connection.close
+        self.fileno = connection.fileno
+        self._connection = connection
         os.set_blocking(connection.fileno(), is_blocking)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -155,13 +156,22 @@ class Channel:
             self.is_flushed = not self._unsent
             return self.is_flushed
 
+    def close(self) -> None:
+        """Close it, but not while another thread writes: its number may then be another file's."""
+        with self._lock:
+            self._connection.close()
+
+    def is_readable(self) -> bool:
+        """Tell whether something has arrived, or the peer is gone."""
+        return bool(self._poll.poll(0))
+
     def receive(self) -> list[Any]:
         """Return the frames that have arrived, none if there is nothing to read.
 
         Raises:
             EOFError: The peer is gone, and all of its frames were returned.
         """
-        if not self._poll.poll(0):
+        if not self.is_readable():
             return []
         try:
             data = os.read(self.fileno(), _CHUNK)

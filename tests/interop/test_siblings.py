@@ -41,8 +41,9 @@ def echo(*args, **kwargs):
 def send(how):
     args = [
         Decimal("1.10"), date(2024, 2, 29), datetime(2024, 2, 29, 1, 2, 3, 456789, fold=1),
-        datetime(2024, 2, 29, 23, tzinfo=timezone(timedelta(hours=-3))), timedelta(days=-1,
-        microseconds=7), b"\\0\\xff", None, True, 1.5, 2**40, "\\u00e9 \\U0001f600\\n", (1, [2]),
+        datetime(2024, 2, 29, 23, tzinfo=timezone(timedelta(hours=-3))),
+        timedelta(days=-1, microseconds=7), b"\\0\\xff", None, True, 1.5, 2**40,
+        "\\u00e9 \\U0001f600\\n", (1, [2]),
         {"a": {"b": Decimal("-0")}}, {"only"}, [], {},
     ]
     kwargs = {"when": datetime(2030, 1, 1), "raw": b"", "names": ["x"]}

@@ -11,9 +11,13 @@ import time
 import psutil
 import pytest
 
-APP = """ import ctypes, os, time import redis from wakaq import WakaQ client =
-redis.Redis.from_url(os.environ["REDIS_URL"]) wakaq = WakaQ(queues=[(0, "high"), (1, "low")],
-concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2)
+APP = """
+import ctypes, os, time
+import redis
+from wakaq import WakaQ
+client = redis.Redis.from_url(os.environ["REDIS_URL"])
+wakaq = WakaQ(queues=[(0, "high"), (1, "low")], concurrency=1, url=os.environ["REDIS_URL"],
+    wait_timeout=0.2)
 
 @wakaq.task
 def nap(seconds, name):

@@ -7,7 +7,7 @@ from wakaq import WakaQ
 import os
 
 wakaq = WakaQ(queues=[(0, "high"), (1, "middle"), (2, "low")], url=os.environ["REDIS_URL"],
-concurrency=1)
+    concurrency=1)
 
 @wakaq.task
 def note(name): wakaq.broker.client.rpush("done", name)

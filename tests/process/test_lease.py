@@ -25,7 +25,8 @@ if "pytest" not in sys.modules:  # this is a command of the test
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
 wakaq = WakaQ(
     queues=["default", "other"], concurrency=int(os.environ.get("WORKERS", "1")),
-    url=os.environ["REDIS_URL"], wait_timeout=0.2,
+    url=os.environ["REDIS_URL"],
+    wait_timeout=0.2,
 )
 
 @wakaq.task(queue="default")

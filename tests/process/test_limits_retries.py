@@ -14,8 +14,8 @@ import redis
 from wakaq import Queue, SoftTimeout, WakaQ
 client = redis.Redis.from_url(os.environ["REDIS_URL"])
 wakaq = WakaQ(
-    queues=[Queue("default" {queue})], concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2
-    {app}
+    queues=[Queue("default" {queue})], concurrency=1, url=os.environ["REDIS_URL"],
+    wait_timeout=0.2 {app}
 )
 
 @wakaq.task({task})

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-APP = """ import asyncio, functools, os, sys, time from pathlib import Path import redis from wakaq
-import SoftTimeout, WakaQ import wakaq.store.registry, wakaq.supervisor.lease,
-wakaq.supervisor.supervisor, wakaq.worker.orphan
+APP = """
+import asyncio, functools, os, sys, time
+from pathlib import Path
+import redis
+from wakaq import SoftTimeout, WakaQ
+import wakaq.store.registry, wakaq.supervisor.lease, wakaq.supervisor.supervisor
+import wakaq.worker.orphan
 
 if "pytest" not in sys.modules:  # this is a command of the test, whose leases are to be short
     term = float(os.environ.get("LEASE", "15"))
@@ -21,8 +25,9 @@ if "pytest" not in sys.modules:  # this is a command of the test, whose leases a
     if host := os.environ.get("HOST_NAME"):
         wakaq.store.registry.host_identity = lambda: host
 
-client = redis.Redis.from_url(os.environ["REDIS_URL"]) wakaq = WakaQ(queues=["default"],
-concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2, max_redeliveries=99)
+client = redis.Redis.from_url(os.environ["REDIS_URL"])
+wakaq = WakaQ(queues=["default"], concurrency=1, url=os.environ["REDIS_URL"], wait_timeout=0.2,
+    max_redeliveries=99)
 
 def wait_until(name):
     while not Path(name).exists():

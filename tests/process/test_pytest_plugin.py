@@ -13,7 +13,8 @@ import os
 from wakaq import WakaQ
 
 wakaq = WakaQ(queues=[(0, "payments"), "emails"], port=1, concurrency=1,
-url=os.getenv("SHOP_REDIS")) log = []
+    url=os.getenv("SHOP_REDIS"))
+log = []
 
 @wakaq.task(queue="payments")
 def charge(order, cents=0):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from wakaq import Queue, WakaQ
-from wakaq.channel import Adopted, Assign, Outcome, Stop
+from wakaq.channel import Adopted, Assign, Outcome, Recalled, Stop
 from wakaq.store.registry import Registry
 from wakaq.store.settlement import Action, Settlement
 from wakaq.supervisor import dispatcher as dispatcher_module
@@ -218,6 +218,36 @@ def test_one_that_the_server_has_forgotten_registers_anew(live, worker, redis, m
     assert redis.hkeys(TURNS) == redis.hkeys(ENTRIES) == [new]
     entry = json.loads(redis.hget(ENTRIES, new))
     assert (entry["pid"], entry["queues"]) == (os.getpid(), ["high", "low"])
+
+
+def test_what_others_have_rescued_before_it_began_is_asked_back_and_forgotten(live, worker, redis):
+    worker.window, worker.average = 8, 0.001
+    redis.rpush(LOW, *"abc")
+    live.step_until(lambda: len(worker.assigned) == 3)
+    worker.progress.begin(next(iter(worker.assigned)), time.monotonic(), None, None)
+    old = live.group.inflight.supervisor_id
+    number = worker.claims[1].number
+    redis.hdel(f"wakaq:inflight:low:{old}", number)
+    redis.hdel(TURNS, old)
+    live.step_until(lambda: worker.is_recalling)
+    live.say(worker, Recalled(list(worker.assigned)[1:]))
+    live.step_until(lambda: redis.lrange(LOW, 0, -1) == [b"c"])
+
+    assert had(worker) == [b"a"]
+    assert list(inflight(live, redis).values()) == [b"a"]
+
+
+def test_a_server_that_evicts_again_and_again_is_asked_ever_more_slowly(live):
+    group, now, pauses = live.group, 1_000.0, []
+    for _ in range(4):
+        live.dispatcher._note_eviction(group, now)
+        pauses.append(group.next_step_at - now)
+    assert pauses[0] == 0.0
+    assert 0.0 < pauses[1] < pauses[3]
+    live.step_until(lambda: group.evictions == 0)
+    live.dispatcher._note_eviction(group, now)
+
+    assert group.next_step_at == now
 
 
 @pytest.mark.parametrize("is_rescued", [False, True])

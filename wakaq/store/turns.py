@@ -255,6 +255,11 @@ class InFlight:
         return self._number
 
     @property
+    def former_id(self) -> str:
+        """The id from which this process is about to adopt; empty if there is none."""
+        return self._former_id
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing is in flight."""
         return not self.claims

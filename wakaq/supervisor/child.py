@@ -21,6 +21,7 @@ Every state can be followed by GONE: a worker may die at any time.
 
 import contextlib
 import enum
+import errno
 import fcntl
 import os
 import signal
@@ -75,7 +76,7 @@ class Child:
         # Readable when the process has ended, whether or not the fork server lives to tell; it
         # cannot mean another process, as a pid can. None where the system has none: then the end of
         # the channel tells.
-        self.end_fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        self.end_fd = _end_of(pid)
 
         # Dispatcher thread only; other threads may read state, has_served and what it has.
         self.state = State.STARTING
@@ -226,6 +227,21 @@ class Child:
             if self.end_fd is not None:
                 os.close(self.end_fd)
         self.channel.close()
+
+
+def _end_of(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process has ended.
+
+    None where the system has no such thing, or forbids it, or the process has ended already: then
+    its channel and the fork server tell.
+    """
+    if hasattr(os, "pidfd_open"):
+        try:
+            return os.pidfd_open(pid)
+        except OSError as error:
+            if error.errno not in {errno.ENOSYS, errno.EPERM, errno.ESRCH}:
+                raise
+    return None
 
 
 def _without_our_start(stack: str) -> str:

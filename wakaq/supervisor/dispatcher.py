@@ -9,6 +9,7 @@ Redis: a `Sender` for each slot group does. While Redis is away, what workers re
 Not for starting or killing processes: that is the main thread's.
 """
 
+import contextlib
 import logging
 import selectors
 import threading
@@ -36,7 +37,7 @@ from wakaq.channel import (
 from wakaq.message import describe, name_of
 from wakaq.queue import Queue
 from wakaq.service import REGISTRY_UNUSABLE, Mailbox, Outage, crash, give_up
-from wakaq.store.connection import RedisError, is_outage
+from wakaq.store.connection import RedisError, backoff, is_outage
 from wakaq.store.registry import Registry
 from wakaq.store.settlement import REQUEUE, Action, Settlement
 from wakaq.store.turns import (
@@ -70,6 +71,7 @@ ASKED_FOR = 0.25  # seconds in which what one group was asked for is not asked o
 SURPLUS_PAUSE = 0.05
 MOST_IN_TURN = 4_096  # payloads; more would keep Redis from others
 EVICTED = "Declared dead by another supervisor, or Redis lost its data: going on under a new id"
+MOST_EVICTIONS = 20  # in a row, after which nothing heals
 MOST_ROUND_TRIP = 0.1  # seconds of a turn that count; more is an outage
 
 
@@ -97,6 +99,8 @@ class Group:
         # Dispatcher thread only; others may read its id and turn number.
         self.inflight = InFlight(broker, registry.group)
         self.next_step: Registration | Adopt | None = None  # to be sent before any turn
+        self.next_step_at = 0.0  # when it is to be sent
+        self.evictions = 0  # since a turn was answered
         self.is_short = False  # the last claim left nothing in the queues
         self.has_left = False
         self.is_asked = False  # a request is on its way
@@ -255,13 +259,11 @@ class Dispatcher(threading.Thread):
             except EOFError:
                 self._lose(child)
 
-    def _hear(self, child: Child) -> bool:
-        """Take the frames that have arrived; returns whether there were any."""
-        frames = child.channel.receive()
-        for frame in frames:
+    def _hear(self, child: Child) -> None:
+        """Take the frames that have arrived."""
+        for frame in child.channel.receive():
             self._take(child, frame)
         self._update(child)
-        return bool(frames)
 
     def _take(self, child: Child, frame: Frame) -> None:
         match frame:
@@ -269,11 +271,12 @@ class Dispatcher(threading.Thread):
                 if timed:
                     prefetch.observe(child, timed, busy)
                 self._acknowledge(child.release(rows))
-                self._give_broadcast(child)
+                self._give_broadcast(child, is_free=timed > 0)
             case Outcome(row):
+                was_sync = row not in child.async_rows
                 (claim,) = child.release([row])
                 self._settle(claim, frame.settlement)
-                self._give_broadcast(child)
+                self._give_broadcast(child, is_free=was_sync)
             case Recalled(rows):
                 child.is_recalling = False
                 self._requeue(child.take_back(rows))
@@ -334,11 +337,8 @@ class Dispatcher(threading.Thread):
         group.inflight.settle(claim, settlement)
 
     def _requeue(self, claims: Sequence[Claim]) -> None:
-        """Put claims back to the front of their queues, in their order.
-
-        The last one is pushed first.
-        """
-        for claim in reversed(claims):
+        """Put claims back to the front of their queues, where a turn keeps their order."""
+        for claim in claims:
             self._settle(claim, REQUEUE)
 
     def _settle_broadcast(self, claim: Claim, settlement: Settlement) -> None:
@@ -449,26 +449,27 @@ class Dispatcher(threading.Thread):
 
     def _start_suspects(self) -> None:
         """Give each suspect a worker that has nothing else: the next death names the culprit."""
-        reserved = [child for child in self._children if child.is_reserved]
-        if not self._suspects and not reserved:
+        for child in self._children:
+            child.is_reserved = False  # which is decided anew in each step
+        if not self._suspects:
             return
+        now = time.monotonic()
         serving = [
             child for child in self._children if child.state is State.SERVING and child.left != 0
         ]
-        # Those with least to do first: they will be empty soonest.
-        free = sorted(filter(prefetch.takes_work, serving), key=lambda one: len(one.assigned))
-        for child in free[: max(0, len(self._suspects) - len(reserved))]:
-            child.is_reserved = True
-            reserved.append(child)
-            if child.assigned:
-                self._recall_from(child)
-        for child in reserved:
-            if not self._suspects:
-                child.is_reserved = False
-            elif not child.assigned:
-                child.is_reserved, child.runs_suspect, child.window = False, True, 1
+        for child in serving:
+            if self._suspects and not child.assigned:
+                child.runs_suspect, child.window = True, 1
                 claim = self._suspects.popleft()
                 self._assign(child, [claim], is_async=self._is_async(claim))
+        # The others wait for those that will be empty soonest.
+        busy = sorted(
+            filter(prefetch.takes_work, serving),
+            key=lambda child: (prefetch.is_blocked(child, now), len(child.assigned)),
+        )
+        for child in busy[: len(self._suspects)]:
+            child.is_reserved = True
+            self._recall_from(child)
         # More than there are workers: others may have some that are free. Broadcasts are for us.
         kept: deque[Claim] = deque()
         surplus: list[Claim] = []
@@ -490,7 +491,7 @@ class Dispatcher(threading.Thread):
                 while self._give_broadcast(child, is_free=prefetch.is_idle(child)):
                     pass
 
-    def _give_broadcast(self, child: Child, *, is_free: bool = True) -> bool:
+    def _give_broadcast(self, child: Child, *, is_free: bool) -> bool:
         """Let a worker that is free, or just was, run a broadcast next.
 
         No other will be free sooner.
@@ -516,7 +517,7 @@ class Dispatcher(threading.Thread):
 
     def _plan_turn(self, group: Group, now: float) -> None:
         """Offer the group's sender what is to be asked next, if that has changed."""
-        if group.is_asked or not group.sender.is_open:
+        if group.has_left or group.is_asked or not group.sender.is_open:
             return
         if now >= group.retry_at:
             group.inflight.retry_refused()
@@ -525,7 +526,7 @@ class Dispatcher(threading.Thread):
         if step is None and self._finish_by is not None and group.inflight.is_settled:
             step = group.inflight.leave()
         if step is not None:
-            group.is_asked = group.sender.offer(step, now)
+            group.is_asked = group.sender.offer(step, group.next_step_at)
             return
         wanted = self._demand(group, now)
         group.watch(wanted=bool(wanted))
@@ -573,6 +574,7 @@ class Dispatcher(threading.Thread):
         group.beat_at, group.settle_at = now + BEAT, now + SETTLE_WITHIN
         match request, answer:
             case Turn(), TurnAnswer():
+                group.evictions = 0
                 self._round_trip += 0.1 * (min(took, MOST_ROUND_TRIP) - self._round_trip)
                 claims = group.inflight.answered(request, answer)
                 if request.wanted:
@@ -590,8 +592,16 @@ class Dispatcher(threading.Thread):
                     logger.warning("Something is left in flight: others will take care of it")
             case _:
                 if not isinstance(request, Registration):
-                    logger.warning(EVICTED)
+                    self._note_eviction(group, now)
                 group.next_step = group.registration()
+
+    def _note_eviction(self, group: Group, now: float) -> None:
+        logger.warning(EVICTED)
+        # The first time at once; a server that evicts again and again is asked ever more slowly.
+        group.next_step_at = now + backoff(group.evictions) if group.evictions else now
+        group.evictions += 1
+        if group.evictions > MOST_EVICTIONS:
+            give_up("Redis answers no turn of this supervisor", REGISTRY_UNUSABLE)
 
     def _tell_adopted(self, group: Group) -> None:
         """Tell workers under which id and numbers to look, should this supervisor die."""
@@ -606,6 +616,8 @@ class Dispatcher(threading.Thread):
             if rows:
                 numbers = [child.assigned[row].number for row in rows]
                 self._send(child, Adopted(group.inflight.supervisor_id, rows, numbers))
+                if not all(numbers):  # what it has not started is somebody else's
+                    self._recall_from(child)
 
     # -- events: posted by other threads -----------------------------------------------------------
 
@@ -623,11 +635,9 @@ class Dispatcher(threading.Thread):
         A process that it left behind may hold its channel open.
         """
         if child in self._children:
-            try:
-                while self._hear(child):
-                    pass
-            except EOFError:
-                pass
+            with contextlib.suppress(EOFError):
+                while child.channel.is_readable():
+                    self._hear(child)
             self._lose(child)
 
     def retire_child(self, child: Child) -> None:

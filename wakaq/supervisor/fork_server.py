@@ -148,9 +148,10 @@ class ForkServer:
                 progress.end()
                 descriptors = [theirs.fileno(), progress_file.fileno(), stacks_file.fileno()]
                 request = _message((slot, supervisor_id))
+                stacks = os.dup(stacks_file.fileno())
+                undo.callback(os.close, stacks)
                 if socket.send_fds(self._socket, [request], descriptors) < MESSAGE:
                     raise BlockingIOError("the fork server reads nothing")
-                stacks = os.dup(stacks_file.fileno())
             undo.pop_all()
         return Endpoints(Channel(ours, is_blocking=False), progress, stacks)
 

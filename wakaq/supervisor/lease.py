@@ -40,6 +40,7 @@ class Identity:
 
     registry: Registry
     supervisor_id: str
+    former_id: str  # from which it is about to adopt, so that nobody here is to rescue that
     turn_number: int
 
 
@@ -88,6 +89,7 @@ class Lease(Service):
         # This thread only.
         self._last_tick: float | None = None  # None after one that failed
         self._observed: dict[_Key, _Observed] = {}
+        self._declared: set[str] = set()  # ids of the dead that were told of
         self._refusals = 0  # in a row
 
     def tick(self, now: float) -> float | None:
@@ -106,7 +108,8 @@ class Lease(Service):
             registry = Registry(self._broker, identity.registry.group)
             try:
                 host = self._renew(registry, identity)
-                observed |= self._watch(registry, identity.supervisor_id, host, now - last_tick)
+                own = {identity.supervisor_id, identity.former_id}
+                observed |= self._watch(registry, own, host, now - last_tick)
             except RedisError as error:
                 if is_outage(error):
                     raise
@@ -114,6 +117,7 @@ class Lease(Service):
             else:
                 self._refusals = 0
         self._observed = observed
+        self._declared &= {supervisor_id for _, supervisor_id in observed}
         self._outage.end(now)
         self._last_tick = now
         is_due_soon = any(seen.gone is not None for seen in observed.values())
@@ -139,13 +143,13 @@ class Lease(Service):
             give_up(f"Redis refuses to keep this supervisor in {names}: {error}", REGISTRY_UNUSABLE)
 
     def _watch(
-        self, registry: Registry, own_id: str, host: str, passed: float
+        self, registry: Registry, own: set[str], host: str, passed: float
     ) -> dict[_Key, _Observed]:
         """Look at the others, and rescue from those that are dead; returns what was seen."""
         entries, turns = registry.entries(), registry.turns()
         found: dict[_Key, _Observed] = {}
         for supervisor_id in entries.keys() | turns.keys():
-            if supervisor_id == own_id:
+            if supervisor_id in own:
                 continue
             other = _Other(supervisor_id, entries.get(supervisor_id), turns.get(supervisor_id))
             key = registry.group.registry, supervisor_id
@@ -167,14 +171,10 @@ class Lease(Service):
         if other.supervisor_id.startswith(OLD_TOMBSTONE):
             self._judge_tombstone(registry, other, seen, passed)
         elif seen.still >= self._term:
-            logger.warning(
-                "Supervisor %s has not moved for %.0f s: it is dead",
-                other.supervisor_id,
-                seen.still,
-            )
+            self._declare(other, f"has not moved for {seen.still:.0f} s: it is dead")
             self.rescue(registry, other)
         elif seen.gone is not None and seen.gone >= ADOPTED_WITHIN:
-            logger.warning("Supervisor %s of this host is gone", other.supervisor_id)
+            self._declare(other, "of this host is gone")
             self.rescue(registry, other)
 
     def _judge_tombstone(
@@ -186,6 +186,12 @@ class Lease(Service):
         # The last release has declared one of ours dead, and knows nothing of our hashes.
         elif self._empty(registry, field.removeprefix(OLD_TOMBSTONE), other.keys):
             self._broker.client.hdel(registry.group.registry, field)
+
+    def _declare(self, other: "_Other", what: str) -> None:
+        """Say once that a supervisor is dead: what cannot be rescued is tried at each look."""
+        if other.supervisor_id not in self._declared:
+            self._declared.add(other.supervisor_id)
+            logger.warning("Supervisor %s %s", other.supervisor_id, what)
 
     # -- rescue ------------------------------------------------------------------------------------
 

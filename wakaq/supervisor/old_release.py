@@ -33,6 +33,7 @@ class OldRelease:
 
     def __init__(self, app: WakaQ, broker: Broker) -> None:
         self._app = app
+        self._others: dict[str, Queue] = {}  # queues that this application has not, by name
         self._broker = broker
 
     def rescue(self, registry: Registry, supervisor_id: str, raw: bytes) -> None:
@@ -68,7 +69,9 @@ class OldRelease:
         names = entry.get("queues")
         for name in names if isinstance(names, list) else self._app.queues_by_name:
             try:
-                yield self._app.queues_by_name.get(name) or Queue(name)
+                if (queue := self._app.queues_by_name.get(name)) is None:
+                    queue = self._others[name] = self._others.get(name) or Queue(name)
+                yield queue
             except (ConfigError, TypeError):  # whatever the entry holds
                 continue
 

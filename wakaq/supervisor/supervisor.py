@@ -6,17 +6,21 @@ Not for claims: those are the dispatcher's.
 import contextlib
 import functools
 import logging
+import resource
 import selectors
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 from wakaq.app import WakaQ
 from wakaq.scheduler import Scheduler
 from wakaq.service import Mailbox, Outage, Service, crash
+from wakaq.store.connection import backoff
 from wakaq.supervisor.broadcast import Broadcast
 from wakaq.supervisor.child import Child, Death, State
 from wakaq.supervisor.dispatcher import Dispatcher
@@ -32,6 +36,7 @@ from wakaq.titles import set_title
 logger = logging.getLogger("wakaq.supervisor")
 
 BOOT_FAILED = 3  # exit status: workers cannot be started
+MOST_TASKS_SHOWN = 20  # of a worker
 SWITCH_EVERY = 0.0005  # seconds for which one thread may keep others from running
 TITLE_EVERY = 1.0  # seconds
 EXIT_GRACE = 10.0  # seconds that a worker has to exit after its last task
@@ -40,6 +45,7 @@ STATUS_GRACE = 1.0  # seconds between a worker's end and the fork server's word 
 STACKS_AFTER = 0.3  # seconds in which workers write their stacks
 SHORTEST_LIFE = 0.5  # seconds between two starts of one worker
 LONGEST_DELAY = 30.0  # seconds between starts of what dies while it starts
+START_WITHIN = 60.0  # seconds that a worker has for the hooks of its start
 FORK_WITHIN = 2.0  # seconds that the fork server has to fork a worker
 MOST_FORKING = 16  # workers at once
 IMPORT_WITHIN = 60.0  # seconds that another fork server has to import the application
@@ -65,6 +71,7 @@ class Supervisor:
         # Main thread only; the list is replaced, never changed, so that others can read it.
         self._children: list[Child] = []
         self._fork_server = ForkServer(app, path)
+        self._wanted: deque[int] = deque()  # slots for which a worker is to be forked
         self._forking: dict[
             int, tuple[Endpoints, float]
         ] = {}  # by slot, with when it was asked for
@@ -76,6 +83,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._mailbox, selectors.EVENT_READ)
         self._selector.register(self._fork_server, selectors.EVENT_READ)
+        self._is_told = False  # that memory is too short for any worker
         self._has_booted = False
         self._boot_failures = 0
         self._is_draining = False
@@ -119,7 +127,12 @@ class Supervisor:
     def _identities(self) -> Sequence[Identity]:
         """Return what this supervisor is in each slot group (lease thread)."""
         return [
-            Identity(group.registry, group.inflight.supervisor_id, group.inflight.turn_number)
+            Identity(
+                group.registry,
+                group.inflight.supervisor_id,
+                group.inflight.former_id,
+                group.inflight.turn_number,
+            )
             for group in self._dispatcher.groups
         ]
 
@@ -129,7 +142,8 @@ class Supervisor:
         for child in self._children:
             child.rss = rss(child)
             tasks = [
-                {"name": call, "seconds": round(now - at, 1)} for _, at, call in child.running()
+                {"name": call, "seconds": round(now - at, 1)}
+                for _, at, call in islice(child.running(), MOST_TASKS_SHOWN)
             ]
             entry = {"number": child.slot, "pid": child.pid, "rss": child.rss, "tasks": tasks}
             entries.append(entry | {"is_silent": child in self._heartbeat.silent})
@@ -147,6 +161,7 @@ class Supervisor:
             logger.warning("Redis may drop tasks: maxmemory-policy is %s, set noeviction", policy)
         self._dispatcher.register()
         self._app.broker.close()  # this thread's connections: it has no more to ask
+        _allow_many_descriptors()
         # A thread that has an answer of Redis in hand must not wait for 5 ms, Python's default,
         # until another lets it.
         sys.setswitchinterval(SWITCH_EVERY)
@@ -197,6 +212,9 @@ class Supervisor:
         for child in self._children:
             if child.stopped_at and now - child.stopped_at > EXIT_GRACE:
                 child.kill(Death("it did not exit"))
+            elif child.state is State.STARTING and now - child.spawned_at > START_WITHIN:
+                child.kill(Death(f"it did not start within {START_WITHIN:.0f} s"))
+        self._fork_wanted()
         asked_at = min((at for _, at in self._forking.values()), default=now)
         has_to = FORK_WITHIN
         if not self._fork_server.is_started:
@@ -240,6 +258,7 @@ class Supervisor:
             for service in self._bringing:
                 service.stop()
             self._dispatcher.post(self._dispatcher.drain)
+            self._wanted.clear()
             self._give_up_forking()
 
     def _kill_all(self) -> None:
@@ -258,30 +277,47 @@ class Supervisor:
             service.stop()
         for service in self._guarding:
             service.join(longest)
-        if all(group.has_left for group in self._dispatcher.groups):
+        groups = self._dispatcher.groups
+        if all(group.has_left for group in groups):
             logger.info("Stopped")
+        elif any(group.inflight.refused for group in groups):
+            logger.error("Redis refuses to settle what was in flight: it is left to rescuers")
         else:
             logger.error("Redis is away: what was in flight is left to rescuers, may run twice")
 
     # -- starting workers --------------------------------------------------------------------------
 
     def _spawn(self, slot: int) -> None:
-        """Ask for a worker, unless that has to wait."""
-        if self._is_draining:
-            return
-        is_short_of_memory = self._memory is not None and self._memory.is_exceeded
-        is_busy = not self._fork_server.is_started or len(self._forking) >= MOST_FORKING
-        if is_short_of_memory or is_busy:
-            self._after(1.0 if is_short_of_memory else 0.02, self._spawn, slot)
-            return
-        supervisor_id = self._dispatcher.groups[0].inflight.supervisor_id
-        try:
-            endpoints = self._fork_server.fork(slot, supervisor_id)
-        except OSError as error:  # no descriptors, or a fork server that is gone or reads nothing
-            logger.error("Worker %d cannot be forked, trying again: %s", slot, error)  # noqa: TRY400 - no bug
-            self._after(1.0, self._spawn, slot)
-            return
-        self._forking[slot] = endpoints, time.monotonic()
+        """Have a worker started, as soon as that is possible."""
+        if not self._is_draining:
+            self._wanted.append(slot)
+            self._fork_wanted()
+
+    def _fork_wanted(self) -> None:
+        """Ask for the workers that are wanted, unless that has to wait."""
+        while self._wanted and self._can_fork():
+            slot = self._wanted.popleft()
+            supervisor_id = self._dispatcher.groups[0].inflight.supervisor_id
+            try:
+                endpoints = self._fork_server.fork(slot, supervisor_id)
+            except (
+                OSError
+            ) as error:  # no descriptors, or a fork server that is gone or reads nothing
+                self._try_again(slot, error)
+            else:
+                self._forking[slot] = endpoints, time.monotonic()
+
+    def _can_fork(self) -> bool:
+        if self._memory is not None and self._memory.is_exceeded:
+            if not self._is_told and not self._children:
+                logger.error("Memory is short, and no worker is left: none is started meanwhile")
+            self._is_told = not self._children
+            return False
+        return self._fork_server.is_started and len(self._forking) < MOST_FORKING
+
+    def _try_again(self, slot: int, error: OSError) -> None:
+        logger.error("Worker %d cannot be forked, trying again: %s", slot, error)
+        self._after(1.0, self._spawn, slot)
 
     def _hear_fork_server(self) -> None:
         try:
@@ -290,25 +326,33 @@ class Supervisor:
                     case Forked(slot, pid):
                         self._join(slot, pid)
                     case Ended(pid, status):
-                        self._statuses[pid] = status
+                        self._note_end(pid, status)
                     case Started():
                         self._failed_fork_servers = 0
+                        self._fork_wanted()
                     case Broken(reason):
                         logger.error("The fork server cannot import the application: %s", reason)
         except EOFError:
             self._replace_fork_server("is gone")
+
+    def _note_end(self, pid: int, status: int) -> None:
+        for child in (*self._children, *self._reaping):
+            if child.pid == pid:
+                self._statuses[pid] = status
+                if child.end_fd is None:  # nothing else tells, if its channel is held open
+                    self._dispatcher.post(self._dispatcher.end_child, child)
 
     def _join(self, slot: int, pid: int) -> None:
         """Take a worker in that was forked."""
         if slot not in self._forking:  # it was given up, and sees so by the end of its channel
             return
         endpoints, _ = self._forking.pop(slot)
+        self._fork_wanted()
         try:
             child = Child(slot, pid, endpoints)
-        except OSError as error:  # no descriptors, or it has ended already
-            logger.error("Worker %d cannot be forked, trying again: %s", slot, error)  # noqa: TRY400 - no bug
+        except OSError as error:  # no descriptors
             endpoints.close()
-            self._after(1.0, self._spawn, slot)
+            self._try_again(slot, error)
             return
         self._children = [*self._children, child]
         if child.end_fd is not None:
@@ -322,9 +366,11 @@ class Supervisor:
             self._failed_fork_servers += 1
         self._selector.unregister(self._fork_server)
         self._fork_server.close(within=0.0)
-        for slot in self._give_up_forking():
-            self._after(0.0, self._spawn, slot)
-        self._start_fork_server()
+        self._wanted.extend(self._give_up_forking())
+        if self._failed_fork_servers:
+            self._after(backoff(self._failed_fork_servers), self._start_fork_server)
+        else:
+            self._start_fork_server()
 
     def _start_fork_server(self) -> None:
         if self._failed_fork_servers >= MOST_FORK_SERVERS and not self._children:
@@ -397,3 +443,12 @@ class Supervisor:
             self._after(delay, self._spawn, child.slot)
         else:
             self._stop_for_good("Workers cannot start, see above: stopping")
+
+
+def _allow_many_descriptors() -> None:
+    """Raise this process's limit to what it may have: each worker takes four descriptors.
+
+    Not the workers' limit: the fork server was forked before.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -88,32 +88,33 @@ local function move(place, sequence, new, push, field)
   return true
 end
 
--- The operations: whether one succeeded, and how many arguments it has behind its queue.
+-- The operations return whether they succeeded; SIZES has how many arguments are behind the queue.
+local SIZES = {requeue = 1, redeliver = 2, retry = 2, delay = 3, dead = 3}
 local operations = {
   ack = function(place, at)
     local n = tonumber(ARGV[at])
     for i = at + 1, at + 2 * n, 2 do
       acknowledge(place, tonumber(ARGV[i]), tonumber(ARGV[i + 1]))
     end
-    return true, 1 + 2 * n
+    return true
   end,
   requeue = function(place, at)
     local function push(payload) return try('LPUSH', key(place, QUEUE), payload) end
-    return move(place, ARGV[at], nil, push), 1
+    return move(place, ARGV[at], nil, push)
   end,
   redeliver = function(place, at)
     local function push(payload) return try('LPUSH', key(place, QUEUE), payload) end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'redelivered'), 2
+    return move(place, ARGV[at], ARGV[at + 1], push, 'redelivered')
   end,
   retry = function(place, at)
     local function push(payload) return try('RPUSH', key(place, QUEUE), payload) end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'retried'), 2
+    return move(place, ARGV[at], ARGV[at + 1], push, 'retried')
   end,
   delay = function(place, at)
     local now, seconds = redis.call('TIME'), ARGV[at + 2]
     local due = string.format('%.6f', now[1] + now[2] / 1e6 + seconds)
     local function push(payload) return try('ZADD', key(place, DELAYED), due, payload) end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'retried'), 3
+    return move(place, ARGV[at], ARGV[at + 1], push, 'retried')
   end,
   dead = function(place, at)
     local kept = tonumber(ARGV[at + 2])
@@ -123,29 +124,32 @@ local operations = {
       redis.call('LTRIM', key(place, DEAD), 0, kept - 1)
       return true
     end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'dead'), 3
+    return move(place, ARGV[at], ARGV[at + 1], push, 'dead')
   end,
 }
 
-local function settle(is_done)
+local function size_of(name, at)
+  return name == 'ack' and 1 + 2 * tonumber(ARGV[at]) or SIZES[name]
+end
+
+-- Runs the operations; where they were run before, only looks which of them had failed.
+local function settle()
   local at, index = 6, 0
   while at <= #ARGV do
     local name, place = ARGV[at], tonumber(ARGV[at + 1])
-    index = index + 1
-    local is_settled, size
-    if is_done then -- executed before: a settlement failed if its number is still there
-      size = name == 'ack' and 1 + 2 * tonumber(ARGV[at + 2])
-        or (name == 'requeue' and 1 or ((name == 'redeliver' or name == 'retry') and 2 or 3))
-      is_settled = name == 'ack' or redis.pcall('HEXISTS', key(place, INFLIGHT), ARGV[at + 2]) ~= 1
-    else
-      is_settled, size = operations[name](place, at + 2)
+    index, at = index + 1, at + 2
+    local is_settled
+    if not is_repeated then
+      is_settled = operations[name](place, at)
+    else -- a settlement failed if its number is still there
+      is_settled = name == 'ack' or redis.pcall('HEXISTS', key(place, INFLIGHT), ARGV[at]) ~= 1
     end
     if not is_settled then failed[#failed + 1] = index end
-    at = at + 2 + size
+    at = at + size_of(name, at)
   end
 end
 
--- Claims from one list of a queue, a chunk at a time; returns whether the list is empty now.
+-- Claims from one list of a queue, a chunk at a time.
 local function claim_from(place, list, memory)
   while want > 0 do
     local payloads = try('LRANGE', list, 0, math.min(want, CHUNK) - 1)
@@ -158,7 +162,12 @@ local function claim_from(place, list, memory)
     if is_many then pairs_[#pairs_ + 1], pairs_[#pairs_ + 2] = LONG_FIELD, '' end
     if not try('HSET', key(place, INFLIGHT), unpack(pairs_)) then return end
     if is_many then redis.call('HDEL', key(place, INFLIGHT), LONG_FIELD) end
-    redis.call('LTRIM', list, #payloads, -1)
+    if not try('LTRIM', list, #payloads, -1) then -- forbidden, say: then nothing is claimed
+      local numbers = {}
+      for i = 1, #payloads do numbers[i] = next_number + i - 1 end
+      redis.call('HDEL', key(place, INFLIGHT), unpack(numbers))
+      return
+    end
     give(place, next_number, payloads)
     memory[#memory + 1] = place .. ':' .. next_number .. ':' .. #payloads
     want, next_number = want - #payloads, next_number + #payloads
@@ -166,7 +175,7 @@ local function claim_from(place, list, memory)
 end
 
 local function execute()
-  settle(false)
+  settle()
   local memory = {}
   local place = 0
   while want > 0 and key(place, QUEUE) do
@@ -181,7 +190,7 @@ local function execute()
 end
 
 local function answer_again()
-  settle(true)
+  settle()
   for place, first, n in string.gmatch(given, '(%d+):(%d+):(%d+)') do
     for start = 0, n - 1, CHUNK do
       local numbers = {}
