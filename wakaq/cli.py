@@ -7,6 +7,7 @@ what was imported here, does without the tables, the demo and the embedded serve
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ import click
 from wakaq.app import WakaQ
 from wakaq.errors import UnknownQueue, WakaQError
 from wakaq.loader import load, suggest
-from wakaq.log import configure
+from wakaq.log import configure, start_queue
 from wakaq.message import describe
 from wakaq.queue import Queue
 from wakaq.store.connection import RedisError, ResponseError, is_outage
@@ -93,7 +94,14 @@ def worker(path: str, *, embedded: bool, schedules: bool) -> int:
             from wakaq.embedded import EmbeddedServer
 
             stack.enter_context(EmbeddedServer(options))
-        return supervisor.run()
+        stop_queue = start_queue()
+        try:
+            status = supervisor.run()
+        finally:
+            is_log_written = stop_queue()
+    if not is_log_written:
+        os._exit(status)
+    return status
 
 
 @main.command()

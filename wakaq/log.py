@@ -6,6 +6,7 @@ name. In the supervisor it goes through a queue as well, so that no log can hold
 """
 
 import contextlib
+import copy
 import logging
 import logging.handlers
 import os
@@ -114,14 +115,15 @@ class _QueueHandler(logging.handlers.QueueHandler):
     """
 
     def __init__(self, handlers: list[logging.Handler]) -> None:
-        super().__init__(SimpleQueue())
+        self._waiting: SimpleQueue[Any] = SimpleQueue()
+        super().__init__(self._waiting)
         self.dropped = 0  # ever; changed under the handler's lock
-        self._listener: _Listener | None = _Listener(self.queue, handlers, self)
+        self._listener: _Listener | None = _Listener(self._waiting, handlers, self)
         self._listener.start()
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Have the text made now, as what it tells of may change; the handlers get all else."""
-        copied = logging.makeLogRecord(record.__dict__)
+        copied = copy.copy(record)
         copied.msg, copied.args = record.getMessage(), None
         return copied
 
@@ -129,8 +131,8 @@ class _QueueHandler(logging.handlers.QueueHandler):
         assert self._listener is not None
         if record.thread == self._listener.thread_id:
             return  # by a handler, which would have something to log again and again
-        if self.queue.qsize() < MOST_RECORDS:
-            self.queue.put_nowait(record)
+        if self._waiting.qsize() < MOST_RECORDS:
+            self._waiting.put_nowait(record)
         else:
             self.dropped += 1
 
@@ -150,21 +152,28 @@ class _Listener(logging.handlers.QueueListener):
     """The thread that calls the real handlers, whatever they raise."""
 
     def __init__(
-        self, queue: Any, handlers: list[logging.Handler], queue_handler: _QueueHandler
+        self,
+        waiting: SimpleQueue[Any],
+        handlers: list[logging.Handler],
+        queue_handler: _QueueHandler,
     ) -> None:
-        super().__init__(queue, *handlers)
+        super().__init__(waiting, *handlers)
+        # Fixed.
+        self._waiting = waiting
+        self._queue_handler = queue_handler
         # Written by its thread.
         self.thread_id = 0
-        self._queue_handler = queue_handler
         self._reported = 0  # of those that were dropped
 
     def handle(self, record: logging.LogRecord) -> None:
-        self.thread_id = threading.get_ident()
+        if not self.thread_id:
+            self.thread_id = threading.get_ident()
+            threading.current_thread().name = "wakaq-log"
         self._write(record)
         dropped = self._queue_handler.dropped - self._reported
-        if dropped and self.queue.qsize() <= MOST_RECORDS // 2:
+        if dropped and self._waiting.qsize() <= MOST_RECORDS // 2:
             self._reported += dropped
-            text = f"{dropped} lines are missing here: the log did not take them"
+            text = f"Log lines that were dropped, as it did not take them in time: {dropped}"
             level = logging.WARNING
             self._write(logging.LogRecord(__name__, level, __file__, 0, text, None, None))
 

@@ -12,6 +12,7 @@ from wakaq.errors import NotAMessage
 from wakaq.queue import Queue
 from wakaq.serializer import dumps, loads
 
+MOST_DESCRIBED = 200  # characters of a call, for people
 _START = b'{"name": "'
 
 
@@ -23,16 +24,15 @@ class Message:
     args: list[Any]
     kwargs: dict[str, Any]
     retry: int = 0  # how often it was tried again after a failure
-    # How often its worker died while it ran, its supervisor or machine died while it was in flight,
-    # or no worker knew its task.
+    # How often its worker died while it ran, or its supervisor or machine while it was in flight.
     redelivered: int = 0
+    unknown: int = 0  # how often it was put off, as its task was not known
 
     def encode(self) -> bytes:
         """Return the payload; raise as `Task.delay` does for what cannot be sent."""
         payload = encode_call(dumps(self.name), self.args, self.kwargs)
-        if self.retry or self.redelivered:
-            return recount(payload, retry=self.retry, redelivered=self.redelivered)
-        return payload
+        counts = {"retry": self.retry, "redelivered": self.redelivered, "unknown": self.unknown}
+        return recount(payload, **counts) if any(counts.values()) else payload
 
     @classmethod
     def decode(cls, payload: bytes) -> "Message":
@@ -49,12 +49,15 @@ class Message:
             raise NotAMessage(f"not an object but {fields!r:.200}")
         name, args, kwargs = fields.get("name"), fields.get("args", []), fields.get("kwargs", {})
         retry, redelivered = fields.get("retry", 0), fields.get("redelivered", 0)
+        unknown = fields.get("unknown", 0)
         if type(name) is not str or type(args) is not list or type(kwargs) is not dict:
             found = f"the name is {name!r:.60}, args is {args!r:.60}, kwargs is {kwargs!r:.60}"
             raise NotAMessage(f"{found}: not a string, a list and an object")
-        if type(retry) is not int or type(redelivered) is not int or min(retry, redelivered) < 0:
-            raise NotAMessage(f"retry={retry!r:.60}, redelivered={redelivered!r:.60}: not counts")
-        return cls(name, args, kwargs, retry, redelivered)
+        for count in (retry, redelivered, unknown):
+            if type(count) is not int or count < 0:
+                found = f"retry={retry!r:.60}, redelivered={redelivered!r:.60}"
+                raise NotAMessage(f"{found}, unknown={unknown!r:.60}: not counts")
+        return cls(name, args, kwargs, retry, redelivered, unknown)
 
 
 def encode_call(json_name: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
@@ -68,17 +71,23 @@ def encode_call(json_name: bytes, args: Sequence[Any], kwargs: dict[str, Any]) -
 
 
 def recount(payload: bytes, **counts: int) -> bytes:
-    """Return the payload with other counts, `retry` and `redelivered`, and all else as it arrived.
+    """Return the payload with other counts, such as `retry`, and all else as it arrived.
 
     Unlike decoding and encoding, it neither sees what the task did to its arguments nor drops a
     sibling's keys.
+
+    Raises:
+        NotAMessage: It is nested too deeply, but could be decoded, which takes a little less.
     """
-    fields = json.loads(payload)
-    for name, count in counts.items():
-        fields.pop(name, None)
-        if count:
-            fields[name] = count
-    return json.dumps(fields).encode()
+    try:
+        fields = json.loads(payload)
+        for name, count in counts.items():
+            fields.pop(name, None)
+            if count:
+                fields[name] = count
+        return json.dumps(fields).encode()
+    except RecursionError:
+        raise NotAMessage("nested too deeply to be counted") from None
 
 
 def name_of(payload: bytes) -> str | None:
@@ -97,14 +106,15 @@ def name_of(payload: bytes) -> str | None:
 
 
 def describe(payload: bytes) -> str:
-    """Return a payload as a call, for people."""
+    """Return a payload as a call, for people; of a long one the start."""
     try:
         message = Message.decode(payload)
-    except NotAMessage:
-        return repr(payload[:200])
-    arguments = [repr(value) for value in message.args]
-    arguments += [f"{name}={value!r}" for name, value in message.kwargs.items()]
-    return f"{message.name}({', '.join(arguments)})"
+        arguments = [repr(value) for value in message.args]
+        arguments += [f"{name}={value!r}" for name, value in message.kwargs.items()]
+    except (NotAMessage, RecursionError):  # where it is nested too deeply to be shown
+        return repr(payload[:MOST_DESCRIBED])
+    call = f"{message.name}({', '.join(arguments)})"
+    return call if len(call) <= MOST_DESCRIBED else f"{call[: MOST_DESCRIBED - 1]}…"
 
 
 class Call(NamedTuple):

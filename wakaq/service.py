@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import queue as queues
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,21 +19,33 @@ logger = logging.getLogger("wakaq.supervisor")
 
 CRASHED = 4  # exit status: a bug of ours
 REGISTRY_UNUSABLE = 5  # exit status: Redis refuses to have this supervisor registered
+LAST_WORDS_WITHIN = 1.0  # seconds for the log to take why this process ends
 QUIET = LONGEST_BACKOFF + 1.0  # seconds without a failure after which an outage is over
 
 
 def crash(what: str) -> NoReturn:
     """End this process for a bug: its workers end what they run, and others rescue the rest."""
-    logger.critical("%s failed: this is a bug in WakaQ", what, exc_info=True)  # noqa: LOG014 - called in an except
-    logging.shutdown()
-    os._exit(CRASHED)
+    _end("%s failed: this is a bug in WakaQ", what, CRASHED, sys.exception())
 
 
 def give_up(reason: str, status: int) -> NoReturn:
     """End this process, which is no use any more, so that whoever supervises it starts it again."""
-    logger.critical("%s: stopping", reason)
-    logging.shutdown()
-    os._exit(status)
+    _end("%s: stopping", reason, status)
+
+
+def _end(text: str, what: str, status: int, error: BaseException | None = None) -> NoReturn:
+    """End this process, also where the log takes nothing: it is written by a thread of its own."""
+
+    def say() -> None:
+        logger.critical(text, what, exc_info=error)
+        logging.shutdown()
+
+    try:
+        thread = threading.Thread(target=say, name="wakaq-last-words", daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_WITHIN)
+    finally:
+        os._exit(status)
 
 
 class Outage:
@@ -139,7 +152,9 @@ class Service(threading.Thread):
             # Broad: one bad tick, be it a bug or a key that someone overwrote, must not end the
             # thread that guards a fleet.
             except Exception as error:  # noqa: BLE001
-                wait = self._fail(error, failures)
+                wait = max(self.interval, backoff(failures))
+                with contextlib.suppress(Exception):  # of a log, which must not end it either
+                    wait = self._fail(error, failures)
                 failures += 1
             self._stopping.wait(self.interval if wait is None else wait)
 

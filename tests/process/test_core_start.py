@@ -180,7 +180,7 @@ def test_an_unknown_task_is_tried_again_later_and_then_dead(start, redis, eventu
     letter = json.loads(redis.lindex("wakaq:dead:default", 0))
     assert letter["reason"] == "unknown task"
     payload = json.loads(letter["payload"])
-    assert payload == {"name": "newer", "args": [1], "kwargs": {}, "redelivered": 3}
+    assert payload == {"name": "newer", "args": [1], "kwargs": {}, "unknown": 3}
     assert worker.log.count("Task newer is unknown: trying again") == 3
 
 

@@ -9,7 +9,8 @@ import time
 import psutil
 import pytest
 
-from wakaq.channel import Adopted, Done, Failed, Ping, Recall, Recalled
+from wakaq.channel import Adopted, Done, Failed, Outcome, Ping, Recall, Recalled
+from wakaq.progress import ASSIGNED
 from wakaq.store.dead_letter import DeadLetter
 from wakaq.worker.main import BOOT_FAILED
 
@@ -136,6 +137,48 @@ def test_what_was_not_begun_is_given_back(worker, give, redis, eventually):
     worker.send(Recall())
 
     assert worker.hear(eventually, Recalled).rows == [1, 2]
+
+
+def test_an_async_task_that_cancels_all_has_those_begun_that_had_not(
+    start_worker, redis, tmp_path, eventually
+):
+    task = """
+@wakaq.task
+async def cancel():
+    for one in asyncio.all_tasks() - {asyncio.current_task()}:
+        one.cancel()
+"""
+    worker = start_worker(APP + task)
+    (tmp_path / "a").touch()
+    worker.progress.states[0] = worker.progress.states[1] = ASSIGNED
+    worker.assign({0: payload("cancel"), 1: payload("ahold", str(tmp_path / "a"))})
+
+    rows = set()
+    while rows != {0, 1}:
+        rows |= set(worker.hear(eventually, Done).rows)
+    assert redis.llen("started") == 1
+
+
+def test_an_async_task_whose_outcome_cannot_be_decided_is_a_dead_letter(start_worker, eventually):
+    task = """
+from wakaq.worker import async_runner
+
+def fail(*_):
+    raise ArithmeticError("a bug")
+
+async_runner.failed = fail
+
+@wakaq.task
+async def bad():
+    raise ValueError("first")
+"""
+    worker = start_worker(APP + task)
+    worker.assign({0: payload("bad")})
+    outcome = worker.hear(eventually, Outcome)
+
+    letter = DeadLetter.decode(outcome.payload)
+    assert (outcome.row, letter.payload) == (0, payload("bad"))
+    assert "ArithmeticError: a bug" in letter.traceback
 
 
 # -- without one -----------------------------------------------------------------------------------

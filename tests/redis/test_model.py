@@ -95,6 +95,8 @@ FATES = st.sampled_from([*[Fate.ARRIVES] * 6, Fate.REQUEST_LOST, Fate.REPLY_LOST
 INDEX = st.integers(0, 30)
 PICKS = st.lists(st.tuples(INDEX, st.sampled_from(Action)), min_size=1, max_size=5)
 LATER = st.integers(0, 9) | st.integers(0, LATE - 1)
+KEYS = ["queue", "head", "eta", "dead", "stats", "inflight"]
+KINDS = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)
 QUEUES = st.integers(0, 1)
 WANTED = st.integers(0, 5)
 
@@ -943,13 +945,14 @@ class Machine(RuleBasedStateMachine):
         self.world.fail_over(forgotten)
         self.arrive_late(then)
 
-    @rule(queue=QUEUES, kind=st.sampled_from(["queue", "head", "eta", "dead", "stats", "inflight"]))
-    def break_key(self, queue, kind):
+    @rule(queue=QUEUES, kinds=KINDS)
+    def break_keys(self, queue, kinds):
         world = self.world
-        key = getattr(world.line.keys.of(world.queues[queue]), kind)
-        world.break_key(key if kind != "inflight" or not world.ids else key + world.ids[-1])
+        for kind in kinds:
+            key = getattr(world.line.keys.of(world.queues[queue]), kind)
+            world.break_key(key if kind != "inflight" else key + world.ids[-1])
 
-    @rule(kind=st.sampled_from(["heal", "heal", "full", "wipe", "scripts"]))
+    @rule(kind=st.sampled_from(["heal", "full", "wipe", "scripts"]))
     def afflict(self, kind):
         match kind:
             case "heal":

@@ -103,6 +103,7 @@ def test_a_worker_whose_channel_stays_full_is_silent(child, heartbeat):
     beats(heartbeat, 100, 101 + int(SILENCE))
 
     assert child.death.reason == "it did not answer"
+    assert child.pinged_at == 0.0, "what waits in front of a ping would only grow"
 
 
 def test_a_ping_that_is_cut_off_is_left_to_the_dispatcher(child, heartbeat, posted):

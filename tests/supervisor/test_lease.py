@@ -62,6 +62,7 @@ class Me:
     def __init__(self, app, registry, outage, supervisor_id):
         self.registry = registry
         self.supervisor_id = supervisor_id
+        self.former_id = ""
         self.turn_number = 0
         self.error = None
         self.now = 1_000.0
@@ -75,7 +76,7 @@ class Me:
     def identities(self):
         if self.error:
             raise self.error
-        return [Identity(self.registry, self.supervisor_id, self.turn_number)]
+        return [Identity(self.registry, self.supervisor_id, self.former_id, self.turn_number)]
 
     def look(self, seconds=0.0, every=BEAT):
         """Look at once, and then again and again for so many seconds; returns the next interval."""
@@ -186,6 +187,10 @@ def test_what_it_was_itself_before_is_rescued_as_others_are(me, redis):
     redis.hset("wakaq:inflight:low:me", 1, payload("a"))
     me.supervisor_id = "new"
     me.announce()
+    me.former_id = "me"
+    me.look(2 * ADOPTED_WITHIN)
+    assert waiting(redis) == [], "it is about to adopt that"
+    me.former_id = ""
     # Its process is this one: nobody else uses that id.
     me.look(ADOPTED_WITHIN)
 
@@ -349,6 +354,8 @@ def test_a_queue_of_a_wrong_type_holds_up_no_other_and_is_tried_again(me, other,
     assert waiting(redis) == [("a", 1)]
     assert registered(redis) == ({"me", "other"}, {"me"})
     assert caplog.text.count("Redis refuses: wakaq:inflight:high:other: WRONGTYPE") == 1
+    me.look(2 * TERM)
+    assert caplog.text.count("it is dead") == 1
     redis.delete(HIGH)
     me.look(TERM + BEAT)
 

@@ -1,8 +1,12 @@
 """Threads around a tick, calls that are posted to a thread, and the one log of outages."""
 
+import contextlib
+import logging
 import os
 import selectors
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -56,13 +60,86 @@ def test_a_service_survives_a_bad_tick_and_is_stopped_fifty_times(outage, caplog
     assert caplog.text.count("wakaq-counter failed, and will try again") == 50
 
 
+@pytest.fixture
+def bad_log():
+    """A handler that raises, as an application's own may, at whatever a service logs."""
+
+    class Bad(logging.Handler):
+        def handle(self, _record):
+            raise OSError("the disk is full")
+
+    handler = Bad()
+    service_module.logger.addHandler(handler)
+    yield
+    service_module.logger.removeHandler(handler)
+
+
+@pytest.mark.usefixtures("bad_log")
+def test_a_log_that_raises_does_not_end_a_service(outage):
+    service = Counter(outage)
+    service.start()
+    assert service.has_ticked.wait(5)
+    service.stop()
+
+    assert has_ended(service)
+
+
+ENDS = """
+from wakaq.log import configure, start_queue
+from wakaq.service import crash, give_up
+configure(20, None, "%(message)s", "%(message)s")
+"""
+CRASH = """
+try:
+    1 / 0
+except ZeroDivisionError:
+    crash("The dispatcher")
+"""
+
+
+@pytest.mark.parametrize("queue", ["", "start_queue()\n"])
+@pytest.mark.parametrize("is_blocked", [False, True])
+@pytest.mark.parametrize(
+    ("end", "status", "text"),
+    [
+        (CRASH, 4, "The dispatcher failed: this is a bug in WakaQ\nTraceback"),
+        ("give_up('Redis refuses', 5)", 5, "Redis refuses: stopping"),
+    ],
+)
+def test_a_process_that_is_no_use_ends_also_where_its_log_blocks(
+    queue, end, status, text, is_blocked
+):
+    reader, writer = os.pipe()
+    try:
+        if is_blocked:
+            os.set_blocking(writer, False)
+            for size in (4096, 1):
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        os.write(writer, b"x" * size)
+            os.set_blocking(writer, True)
+        command = [sys.executable, "-c", ENDS + queue + end]
+        with subprocess.Popen(command, stderr=writer) as process:
+            try:
+                ended = process.wait(8)
+            finally:
+                process.kill()
+        log = os.read(reader, 1 << 16).decode()
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    assert ended == status
+    assert is_blocked or text in log
+
+
 def make_services(app, outage):
     """Return what makes each of the real ones, by its name."""
     broker = app.broker
     (group,) = broker.groups
     queue = app.queues[0]
     sender = Sender(broker, lambda *_: None, outage, 1.0)
-    identity = Identity(Registry(broker, group), "me", 0)
+    identity = Identity(Registry(broker, group), "me", "", 0)
     return {
         "broadcast": lambda: Broadcast(broker, lambda _: None, outage),
         "heartbeat": lambda: Heartbeat(list, lambda _: None, outage),

@@ -30,6 +30,7 @@ from wakaq.supervisor.supervisor import (
     MOST_FORKING,
     SHORTEST_LIFE,
     STACKS_AFTER,
+    START_WITHIN,
     STATUS_GRACE,
     Supervisor,
 )
@@ -287,6 +288,33 @@ def test_a_worker_that_does_not_exit_is_killed(supervisor, child, clock):
     assert child.process.wait(5) == -signal.SIGKILL
 
 
+def test_a_worker_that_does_not_get_ready_is_killed(supervisor, child, clock):
+    take_in(supervisor, child)
+    child.state, child.spawned_at = State.STARTING, clock.now - START_WITHIN
+    supervisor._tend()
+    assert child.death is None
+    clock.now += 0.1
+    supervisor._tend()
+
+    assert child.death == Death("it did not start within 60 s")
+    assert child.process.wait(5) == -signal.SIGKILL
+
+
+def test_where_nothing_else_tells_the_fork_server_tells_of_a_workers_end(supervisor):
+    supervisor._spawn(1)
+    hear(supervisor)
+    (child,) = supervisor._children
+    supervisor._selector.unregister(child.end_fd)
+    os.close(child.end_fd)
+    child.end_fd = None  # as where the system has no such thing
+    posted(supervisor)
+    child.kill(Death("any"))
+    hear(supervisor)
+
+    assert posted(supervisor) == [("end_child", child)]
+    assert supervisor._statuses == {child.pid: -signal.SIGKILL}
+
+
 # -- starting workers ------------------------------------------------------------------------------
 
 
@@ -318,12 +346,13 @@ def test_a_worker_that_was_given_up_meanwhile_is_not_taken_in(supervisor):
     supervisor._drain()
     posted(supervisor)
     hear(supervisor)
+    # It sees that by the end of its channel.
+    hear(supervisor)
 
     assert supervisor._children == []
     assert posted(supervisor) == []
-    # It sees that by the end of its channel.
-    hear(supervisor)
-    assert list(supervisor._statuses.values()) == [0]
+    # Nor is kept how it has ended, as its pid may be another's later.
+    assert supervisor._statuses == {}
 
 
 def test_a_worker_that_cannot_be_forked_is_tried_again(supervisor, caplog):
@@ -338,29 +367,36 @@ def test_a_worker_that_cannot_be_forked_is_tried_again(supervisor, caplog):
 
 
 def test_no_more_than_some_are_forked_at_once(supervisor):
-    for slot in range(1, MOST_FORKING + 2):
+    slots = list(range(1, MOST_FORKING + 3))
+    for slot in slots:
         supervisor._spawn(slot)
+    assert list(supervisor._forking) == slots[:-2]
+    assert list(supervisor._wanted) == slots[-2:]
+    while supervisor._wanted:
+        hear(supervisor)
 
-    assert len(supervisor._forking) == MOST_FORKING
-    assert alarms(supervisor) == [(0.02, "_spawn")]
+    asked = {*supervisor._forking, *(child.slot for child in supervisor._children)}
+    assert asked == set(slots)
 
 
-def test_no_worker_is_forked_while_memory_is_above_the_limit(supervisor, clock):
+def test_no_worker_is_forked_while_memory_is_above_the_limit(supervisor, child, clock, caplog):
     used = [80.0]
     supervisor._memory = Memory(list, lambda _: None, 80, Outage(), lambda: used[0])
     supervisor._memory.tick(clock.now)
-    supervisor._after(0.0, supervisor._spawn, 3)
-    assert do_next(supervisor) == 0.0
+    take_in(supervisor, child)
+    supervisor._spawn(3)
+    assert caplog.messages == []
+    supervisor._children = []
     for _ in range(3):
         supervisor._memory.tick(clock.now)
-        assert do_next(supervisor) == 1.0
+        supervisor._tend()
     assert supervisor._forking == {}
+    assert caplog.messages == ["Memory is short, and no worker is left: none is started meanwhile"]
     used[0] = 79.9
     supervisor._memory.tick(clock.now)
-    do_next(supervisor)
+    supervisor._tend()
 
     assert list(supervisor._forking) == [3]
-    assert supervisor._alarms == []
 
 
 def test_no_worker_is_forked_at_shutdown(supervisor):
@@ -393,11 +429,9 @@ def stuck(shop):
 def wait_for_worker(supervisor):
     """Have the worker be forked that is waited for, once the fork server has started."""
     # It has to import the application first.
-    assert do_next(supervisor) == 0.0
-    assert do_next(supervisor) == 0.02
-    assert supervisor._forking == {}
+    assert (supervisor._forking, list(supervisor._wanted)) == ({}, [1])
     hear(supervisor)
-    do_next(supervisor)
+    assert list(supervisor._forking) == [1]
     hear(supervisor)
     return [child.slot for child in supervisor._children]
 
@@ -406,7 +440,6 @@ def test_a_fork_server_that_is_killed_is_replaced_and_asked_again(stuck, caplog)
     os.kill(stuck._fork_server._process.pid, signal.SIGKILL)
     hear(stuck)
 
-    assert stuck._forking == {}
     assert "The fork server is gone: starting another" in caplog.text
     assert wait_for_worker(stuck) == [1]
 
@@ -421,7 +454,6 @@ def test_a_fork_server_that_does_not_answer_is_replaced_and_asked_again(stuck, c
 
     assert not process.is_alive()
     assert "The fork server does not answer: starting another" in caplog.text
-    stuck._alarms = [alarm for alarm in stuck._alarms if alarm[1].func.__name__ == "_spawn"]
     assert wait_for_worker(stuck) == [1]
 
 
@@ -438,11 +470,17 @@ def test_a_fork_server_that_does_not_get_ready_is_replaced(stuck, clock):
     process = stuck._fork_server._process
     clock.now += IMPORT_WITHIN
     stuck._tend()
-    assert stuck._fork_server._process is process
+    assert process.is_alive()
     clock.now += 0.1
+    stuck._alarms.clear()
     stuck._tend()
 
-    assert stuck._fork_server._process is not process
+    assert not process.is_alive()
+    assert stuck._failed_fork_servers == 1
+    assert [name for _, name in alarms(stuck)] == ["_tend", "_start_fork_server"]
+    # That one need not be waited for, and is not there.
+    clock.now += 2 * IMPORT_WITHIN
+    stuck._tend()
     assert stuck._failed_fork_servers == 1
 
 
@@ -450,7 +488,7 @@ def test_an_application_that_cannot_be_imported_any_more_ends_the_supervisor(sho
     Path("shop.py").write_text("raise RuntimeError('no such shop')")
     os.kill(shop._fork_server._process.pid, signal.SIGKILL)
     while not shop._is_draining:
-        hear(shop)
+        (do_next if shop._alarms else hear)(shop)
 
     assert shop._exit_status == BOOT_FAILED
     assert caplog.text.count("RuntimeError: no such shop") == MOST_FORK_SERVERS
@@ -462,6 +500,7 @@ def test_while_there_are_workers_another_fork_server_is_tried_for_ever(shop, chi
     take_in(shop, child)
     shop._failed_fork_servers = MOST_FORK_SERVERS
     shop._replace_fork_server("is no good")
+    assert do_next(shop) != 0.0
 
     assert not shop._is_draining
     assert shop._fork_server.is_open

@@ -30,10 +30,13 @@ def heard(child):
     return child.process.stdout.readline().decode().strip()
 
 
-def heard_before(child, number):
-    """Send a signal; return the one that it has got since the last look."""
-    child.signal(number)
-    return heard(child)
+def has_heard_nothing(child):
+    """Tell whether it has got no signal since the last look, by two of our own."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # of several, the first comes first
+        child.signal(number)
+        if heard(child) != number.name.removeprefix("SIG"):
+            return False
+    return True
 
 
 def test_a_child_is_overdue_only_past_its_hard_timeout(child):
@@ -65,7 +68,7 @@ def test_a_task_is_killed_a_tick_after_its_stacks_were_asked_for(listener, outag
     timeouts = Timeouts(lambda: [listener], outage)
     (row,) = listener.run("a", now=100.0, hard=5.0)
     timeouts.tick(104.9)
-    assert heard_before(listener, signal.SIGUSR2) == "USR2"
+    assert has_heard_nothing(listener)
     timeouts.tick(105.0)
     assert heard(listener) == "USR1"
     os.write(listener.stacks_fd, b"in time.sleep")
@@ -91,16 +94,27 @@ def test_a_task_that_ends_while_its_stacks_are_written_is_spared_and_so_is_the_n
     assert listener.death.deadline == pytest.approx(105.06)
 
 
+def test_a_task_that_ends_just_before_the_kill_is_spared(child, outage):
+    timeouts = Timeouts(lambda: [child], outage)
+    child.run("a", now=100.0, hard=5.0)
+    timeouts.tick(105.0)
+    # At the last moment: after it was found to be overdue still.
+    child.read_stacks = child.progress.end
+    timeouts.tick(105.1)
+
+    assert child.death is None
+
+
 def test_a_soft_timeout_is_signalled_until_the_worker_has_seen_it(listener, outage):
     timeouts = Timeouts(lambda: [listener], outage)
     listener.run("a", now=100.0, soft=2.0)
     timeouts.tick(101.9)
-    assert heard_before(listener, signal.SIGUSR1) == "USR1"
+    assert has_heard_nothing(listener)
     for now in (102.0, 102.1):
         timeouts.tick(now)
         assert heard(listener) == "USR2"
     listener.progress.soft_deadline = 0.0
     timeouts.tick(102.2)
 
-    assert heard_before(listener, signal.SIGUSR1) == "USR1"
+    assert has_heard_nothing(listener)
     assert listener.death is None

@@ -1,11 +1,14 @@
+import contextlib
 import io
 import logging
 import sys
+import threading
 
 import pytest
 
 from wakaq import ConfigError
-from wakaq.log import configure, current
+from wakaq import log as log_module
+from wakaq.log import configure, current, start_queue
 from wakaq.message import Message
 from wakaq.settings import LOG_FORMAT, TASK_LOG_FORMAT
 from wakaq.titles import set_title
@@ -115,3 +118,157 @@ def test_the_package_prints_nothing_by_itself():
 @pytest.mark.parametrize("title", ["wakaq-worker: idle", "\u00e4", "\ud800", "a\0b", ""])
 def test_a_title_never_raises(title):
     set_title(title)
+
+
+# -- the supervisor's queue ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stop_queue():
+    """`stop_queue()` has the log written by a thread from now on, until the end of the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start():
+            stop = start_queue()
+            stack.callback(stop)
+            return stop
+
+        yield start
+
+
+class Gate(logging.Handler):
+    """A log that takes nothing until the gate is opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+        self.is_reached, self.opened = threading.Event(), threading.Event()
+
+    def emit(self, record):
+        self.is_reached.set()
+        assert self.opened.wait(15)
+        self.lines.append(record.getMessage())
+
+
+def returns(function, *args):
+    """Tell whether a call in another thread returns."""
+    thread = threading.Thread(target=function, args=args, daemon=True)
+    thread.start()
+    thread.join(5)
+    return not thread.is_alive()
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    logging.getLogger().addHandler(gate)
+    yield gate
+    gate.opened.set()
+
+
+def test_a_log_that_blocks_holds_up_nobody_and_what_it_missed_is_counted(
+    stop_queue, gate, monkeypatch
+):
+    monkeypatch.setattr(log_module, "MOST_RECORDS", 5)
+    stop = stop_queue()
+    logger = logging.getLogger("wakaq.supervisor")
+    logger.warning("%s", "a")
+    assert gate.is_reached.wait(5)
+    for number in range(8):
+        assert returns(logger.warning, "line %d", number)
+    gate.opened.set()
+    assert stop()
+
+    lines = [f"line {number}" for number in range(5)]
+    missed = "Log lines that were dropped, as it did not take them in time: 3"
+    assert [line for line in gate.lines if line != missed] == ["a", *lines]
+    assert gate.lines.count(missed) == 1
+
+
+def test_the_end_does_not_wait_for_a_log_that_blocks(stop_queue, gate):
+    stop = stop_queue()
+    logging.getLogger("wakaq.supervisor").warning("a")
+
+    assert returns(lambda: stop() and gate.opened.wait(15))
+
+
+class Fails(logging.Handler):
+    """Fails in one of the ways in which a handler can."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def filter(self, record):
+        self._fail("filter")
+        return super().filter(record)
+
+    def emit(self, record):
+        self._fail("emit")
+        try:
+            self.format(record)
+        except TypeError:
+            self.handleError(record)
+
+    def format(self, record):
+        if self.how == "format":
+            raise TypeError
+        return super().format(record)
+
+    def handleError(self, _record):  # noqa: N802 - logging's name
+        raise SystemExit
+
+    def _fail(self, where):
+        if self.how == where:
+            raise SystemExit
+
+
+@pytest.mark.parametrize("how", ["filter", "emit", "format"])
+def test_a_handler_that_raises_stops_neither_the_thread_nor_the_log(stop_queue, tmp_path, how):
+    logging.getLogger().addHandler(Fails(how))
+    configured(file=tmp_path / "log")
+    stop = stop_queue()
+    logger = logging.getLogger("wakaq.supervisor")
+    logger.warning("a")
+    logger.warning("b")
+    assert stop()
+
+    assert (tmp_path / "log").read_text() == "WARNING a\nWARNING b\n"
+
+
+def test_a_line_that_cannot_be_formatted_is_only_counted(stop_queue, tmp_path):
+    configured(file=tmp_path / "log")
+    stop = stop_queue()
+    logging.getLogger("wakaq.supervisor").warning("%d", "a")
+    logging.getLogger("wakaq.supervisor").warning("b")
+    assert stop()
+
+    assert (tmp_path / "log").read_text().startswith("WARNING b\nWARNING Log lines that were")
+
+
+def test_what_a_handler_logs_does_not_go_on_for_ever(stop_queue, tmp_path):
+    class Chatty(logging.Handler):
+        def emit(self, _record):
+            logging.getLogger("shop").warning("sent")
+
+    logging.getLogger().addHandler(Chatty())
+    configured(file=tmp_path / "log")
+    stop = stop_queue()
+    logging.getLogger("wakaq.supervisor").warning("a")
+    assert stop()
+
+    assert (tmp_path / "log").read_text() == "WARNING a\n"
+
+
+def test_at_the_end_the_log_is_as_it_was(stop_queue, tmp_path):
+    configured(file=tmp_path / "log")
+    before = logging.getLogger().handlers[:]
+    stop = stop_queue()
+    error = ValueError("bad")
+    logging.getLogger("wakaq.supervisor").error("a", exc_info=error)
+    assert stop()
+    logging.getLogger("shop").warning("c")
+
+    assert logging.getLogger().handlers == before
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [lines[0], *lines[-2:]] == ["ERROR a", "ValueError: bad", "WARNING c"]

@@ -13,7 +13,7 @@ def test_a_payload_begins_with_its_name_and_has_counts_only_above_0():
 
 
 @pytest.mark.parametrize(
-    "message", [Message("x", [1, [2]], {"a": b"b"}, 4, 5), Message("", [], {})]
+    "message", [Message("x", [1, [2]], {"a": b"b"}, 4, 5, 6), Message("", [], {})]
 )
 def test_a_message_comes_back(message):
     assert Message.decode(message.encode()) == message
@@ -42,6 +42,7 @@ def test_arguments_may_be_absent_and_unknown_keys_are_ignored():
         (b'{"name": "x", "retry": -1}', "retry=-1"),
         (b'{"name": "x", "retry": true}', "retry=True"),
         (b'{"name": "x", "redelivered": 1.5}', "redelivered=1.5"),
+        (b'{"name": "x", "unknown": null}', "unknown=None"),
     ],
 )
 def test_what_is_no_message_says_why(payload, reason):
@@ -97,3 +98,10 @@ def test_a_payload_is_described_as_a_call():
         "charge(1, 'a', cents=b'x')"
     )
     assert describe(b"\xff") == "b'\\xff'"
+
+
+def test_of_a_long_call_the_start_is_described():
+    text = describe(Message("charge", ["x" * 100_000], {}).encode())
+
+    assert text == f"charge('{'x' * 191}…"
+    assert len(text) == 200

@@ -1,10 +1,13 @@
 """What becomes of a claimed payload whose task did not just return."""
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
 
 from wakaq import SoftTimeout
+from wakaq import message as message_module
 from wakaq.errors import NotAMessage
 from wakaq.message import Message
 from wakaq.settings import Policy
@@ -109,16 +112,48 @@ def test_a_function_that_returns_no_duration_costs_only_the_delay(bad):
     assert failed(ValueError(), delay=lambda _: bad)[::2] == (Action.RETRY, 0.0)
 
 
+def test_a_log_that_raises_does_not_change_what_was_decided():
+    class Bad(logging.Handler):
+        def handle(self, _record):
+            raise OSError("the disk is full")
+
+    handler = Bad()
+    outcome.logger.addHandler(handler)
+    try:
+        assert failed(ValueError(), retry=1).action is Action.RETRY
+        assert failed(ValueError(), retry=2).action is Action.DEAD
+    finally:
+        outcome.logger.removeHandler(handler)
+
+
 # -- what cannot be run ----------------------------------------------------------------------------
 
 
 def test_an_unknown_task_is_tried_again_later_and_then_dead():
-    later = outcome.unknown(PAYLOAD, Message("task", [1], {}, redelivered=1), 2, "me")
+    later = outcome.unknown(PAYLOAD, Message("task", [1], {}, unknown=1), 2, "me")
     assert (later.action, later.delay) == (Action.DELAY, 30.0)
-    assert json.loads(later.payload)["redelivered"] == 2
-    dead = outcome.unknown(PAYLOAD, Message("task", [1], {}, redelivered=2), 2, "me")
+    assert json.loads(later.payload) == json.loads(PAYLOAD) | {"unknown": 2}
+    dead = outcome.unknown(PAYLOAD, Message("task", [1], {}, unknown=2), 2, "me")
 
     assert letter_of(dead).reason == "unknown task"
+
+
+def test_an_unknown_task_is_no_suspect_and_keeps_its_redeliveries():
+    later = outcome.unknown(PAYLOAD, Message("task", [1], {}, redelivered=0), 2, "me")
+    suspect = outcome.unknown(with_count(2), Message("task", [1], {}, redelivered=2), 2, "me")
+
+    assert not outcome.is_suspect(later.payload)
+    assert Message.decode(suspect.payload) == Message("task", [1], {}, redelivered=2, unknown=1)
+
+
+def test_that_a_task_was_unknown_is_forgotten_once_it_ran():
+    message = Message("task", [1], {}, unknown=2)
+    died = outcome.died(message.encode(), 3, "its worker died", "me")
+    retried = outcome.failed(message.encode(), message, policy(), ValueError(), "me")
+
+    assert Message.decode(died.payload) == Message("task", [1], {}, redelivered=1)
+    assert Message.decode(retried.payload) == Message("task", [1], {}, retry=1)
+    assert Message.decode(outcome.rescued(message.encode())).unknown == 2
 
 
 def test_what_is_no_message_is_kept_to_the_byte():
@@ -188,6 +223,36 @@ def test_a_rescue_counts_and_keeps_what_it_does_not_know():
 )
 def test_a_suspect_is_what_counts_a_death(payload, expected):
     assert outcome.is_suspect(payload) is expected
+
+
+# -- what can be read but not counted --------------------------------------------------------------
+
+
+@pytest.fixture
+def _deep(monkeypatch):
+    """Have every payload nested so deeply that it is decoded but not counted.
+
+    At which depth one really is, depends on how deep the stack is already.
+    """
+
+    def recursion(_fields):
+        raise RecursionError
+
+    monkeypatch.setattr(message_module, "json", SimpleNamespace(loads=json.loads, dumps=recursion))
+
+
+@pytest.mark.usefixtures("_deep")
+def test_what_cannot_be_counted_is_given_up_and_not_run_for_ever():
+    message = Message("task", [1], {})
+    for settlement in (
+        outcome.died(PAYLOAD, 3, "its worker died", "me"),
+        outcome.unknown(PAYLOAD, message, 3, "me"),
+        outcome.failed(PAYLOAD, message, policy(), ValueError(), "me"),
+    ):
+        letter = letter_of(settlement)
+        assert (letter.reason, letter.payload) == ("not a message", PAYLOAD)
+
+    assert outcome.rescued(PAYLOAD) == PAYLOAD
 
 
 # -- dead letters ----------------------------------------------------------------------------------

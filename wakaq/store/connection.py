@@ -176,13 +176,16 @@ class Client:
 
     def run_script(self, name: str, keys: Sequence[object], args: Sequence[object]) -> Any:
         """Call a script on this thread's connection."""
-        source, digest = script(name)
+        return self.run_packed(name, pack_script(name, keys, args))
+
+    def run_packed(self, name: str, command: bytes) -> Any:
+        """Call a script whose call was packed before, by `pack_script`."""
         connection = self.connection()
-        command = pack("EVALSHA", digest, len(keys), *keys, *args)
         try:
             return connection.call(command)
         except redis.exceptions.NoScriptError:
             # A new server, or SCRIPT FLUSH: nothing was executed.
+            source, _ = script(name)
             connection.call(pack("SCRIPT", "LOAD", source))
             return connection.call(command)
 
@@ -216,6 +219,12 @@ def pack(*arguments: object) -> bytes:
         data = argument if isinstance(argument, bytes) else str(argument).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+def pack_script(name: str, keys: Sequence[object], args: Sequence[object]) -> bytes:
+    """Return the call of a script as the server reads it."""
+    _, digest = script(name)
+    return pack("EVALSHA", digest, len(keys), *keys, *args)
 
 
 def backoff(failures: int) -> float:

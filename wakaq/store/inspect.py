@@ -264,8 +264,8 @@ class Inspector:
         except NotAMessage:  # it goes back as it is, and its next dead letter says what it is
             pass
         else:
-            if message.retry or message.redelivered:
-                payload = recount(payload, retry=0, redelivered=0)
+            if message.retry or message.redelivered or message.unknown:
+                payload = recount(payload, retry=0, redelivered=0, unknown=0)
         keys = [self._keys.of(queue).dead, self._keys.of(queue).queue]
         return bool(self._broker.run_script("retry_dead_letter", keys, [letter, payload]))
 

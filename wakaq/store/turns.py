@@ -45,7 +45,7 @@ from typing import Any
 
 from wakaq.queue import Queue
 from wakaq.store.broker import Broker
-from wakaq.store.connection import RedisError, backoff, is_outage
+from wakaq.store.connection import RedisError, backoff, is_outage, pack_script
 from wakaq.store.keys import SlotGroup
 from wakaq.store.registry import new_supervisor_id
 from wakaq.store.settlement import REQUEUE, Action, Settlement
@@ -86,6 +86,7 @@ class Turn:
 
     keys: Sequence[str]
     args: Sequence[object]
+    command: bytes  # the same, packed before it is urgent
     queues: Sequence[Queue]  # by their place in the keys
     done: int  # how many of the acks that wait it carries
     settled: Sequence[tuple[Claim, Settlement]]  # the others, each an operation, in their order
@@ -93,7 +94,7 @@ class Turn:
 
     def send(self, broker: Broker) -> TurnAnswer | None:
         """Return the answer; None if evicted."""
-        reply: bytes | None = broker.run_script("turn", self.keys, self.args)
+        reply: bytes | None = broker.run_packed("turn", self.command)
         return None if reply is None else self._read(reply)
 
     def _read(self, reply: bytes) -> TurnAnswer:
@@ -300,7 +301,9 @@ class InFlight:
             ranges = _ranges(of_queue)
             args += ("ack", self._places[queue], len(ranges) // 2, *ranges)
         queues = self._group.queues
-        return Turn(self._turn_keys(), args, queues, len(self.done), settled, wanted)
+        keys = self._turn_keys()
+        command = pack_script("turn", keys, args)
+        return Turn(keys, args, command, queues, len(self.done), settled, wanted)
 
     def _details(self, settlement: Settlement) -> tuple[object, ...]:
         match settlement.action:

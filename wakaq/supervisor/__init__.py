@@ -35,6 +35,9 @@ From the waker down each is a `Service`: a `tick` that neither loops nor sleeps.
 `child` (the record of a worker), `prefetch` (how much it is given), `worker_exit` (what becomes of
 what a dead one had), and `old_release` (steps for the lease's thread).
 
+None of them writes the log: what they log goes through a bounded queue to a thread of its own,
+wakaq-log (`wakaq.log.start_queue`), so that a log which blocks or raises holds up none of them.
+
 Processes. Workers are not forked from here, where threads hold locks that a fork would copy in the
 locked state, but by the fork server (`fork_server`), which the main thread forks before there are
 other threads. No lock is shared with a worker either: one whose holder is SIGKILLed is never free

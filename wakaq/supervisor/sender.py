@@ -7,8 +7,8 @@ replace it by one that carries more. The states of a request, under a lock:
 state     meaning                                     moved on by
 ========  ==========================================  ==============================================
 NONE      nothing to send                             dispatcher: `offer`
-WAITING   to be sent at a moment, or at a wake-up     this thread, at that moment or at `wake`
-SENT      perhaps executed: not to be changed         this thread, when it is answered
+WAITING   to be sent at a moment, or at a wake-up     this thread, or a waker: `wake`
+SENT      perhaps executed: not to be changed         who sent it, when it is answered
 ANSWERED  posted to the dispatcher                    dispatcher: `take_note`
 ========  ==========================================  ==============================================
 
@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from wakaq.service import REGISTRY_UNUSABLE, Outage, crash, give_up
 from wakaq.store.broker import Broker
-from wakaq.store.turns import Answer, Refused, Request, exchange
+from wakaq.store.turns import Answer, Refused, Request, Turn, exchange
 
 logger = logging.getLogger("wakaq.supervisor")
 
@@ -97,25 +97,55 @@ class Sender(threading.Thread):
     # -- wakers ------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Have the request that waits sent now, or the next one as soon as it is offered."""
+        """Send the turn that waits, in the caller's thread: on an idle machine each hop counts.
+
+        If there is none, the next one is sent as soon as it is offered.
+        """
         with self._lock:
             self._is_woken = True
-        self._news.put(None)
+            request, _ = self._take_due()
+        if request is not None:
+            self._send(request)
 
     # -- the thread --------------------------------------------------------------------------------
 
     def run(self) -> None:
+        while (request := self._next()) is not None:
+            self._send(request)
+
+    def _next(self) -> Request | None:
+        """Wait for a request that is due; None at the end."""
+        while not self._stopping.is_set():
+            with self._lock:
+                request, wait = self._take_due()
+            if request is not None:
+                return request
+            with contextlib.suppress(queues.Empty):
+                self._news.get(timeout=wait)
+        return None
+
+    def _take_due(self) -> tuple[Request | None, float | None]:
+        """Return the request that is to be sent now, else how long there is none (under _lock)."""
+        if self._state is not _State.WAITING:
+            return None, None
+        wait = self._send_at - time.monotonic()
+        if wait > 0 and not (self._is_woken and isinstance(self._request, Turn)):
+            return None, wait
+        self._state, self._is_woken = _State.SENT, False
+        return self._request, None
+
+    def _send(self, request: Request) -> None:
+        """Send a request until it is answered (whichever thread has taken it)."""
+        begin = time.monotonic()
         try:
-            while (request := self._next()) is not None:
-                begin = time.monotonic()
-                answer = exchange(request, self._broker, self._pause, self._outage.begin)
-                if self._stopping.is_set():
-                    break
-                now = time.monotonic()
-                self._outage.end(begin)
-                with self._lock:
-                    self._state = _State.ANSWERED
-                self._answered(request, answer, now - begin)
+            answer = exchange(request, self._broker, self._pause, self._outage.begin)
+            if self._stopping.is_set():
+                return
+            now = time.monotonic()
+            self._outage.end(begin)
+            with self._lock:
+                self._state = _State.ANSWERED
+            self._answered(request, answer, now - begin)
         except Refused as refusal:
             give_up(str(refusal), REGISTRY_UNUSABLE)
         except BaseException:  # noqa: BLE001 - whatever it is
@@ -123,17 +153,3 @@ class Sender(threading.Thread):
 
     def _pause(self, seconds: float) -> bool:
         return self._stopping.wait(min(seconds, self._longest_pause))
-
-    def _next(self) -> Request | None:
-        """Wait for a request that is due; None at the end."""
-        while not self._stopping.is_set():
-            wait = None
-            with self._lock:
-                if self._state is _State.WAITING:
-                    wait = self._send_at - time.monotonic()
-                    if self._is_woken or wait <= 0:
-                        self._state, self._is_woken = _State.SENT, False
-                        return self._request
-            with contextlib.suppress(queues.Empty):
-                self._news.get(timeout=wait)
-        return None

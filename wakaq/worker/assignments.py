@@ -88,6 +88,10 @@ class Assignments:
         # Any thread. Once it is set, no sync task begins, and the main thread ends.
         self.is_stopping = False
 
+        # Whether this is a process that a task has forked; that is set before it runs anything. To
+        # ask for the process's id instead would take ten times as long.
+        self.is_copy = False
+
         # Written by the control thread alone: to whom it is reported.
         self.report = report
 
@@ -104,6 +108,10 @@ class Assignments:
         self.items: dict[int, Item] = {}  # by row
         self._lock = threading.Lock()
         self._reported = (0, 0.0)  # what there was of `ended_sync` and `seconds_sync`
+
+    def become_copy(self) -> None:
+        """Note that this process was forked from the worker (in the new process)."""
+        self.is_copy = True
 
     # -- from the supervisor (the thread that listens) ---------------------------------------------
 

@@ -7,18 +7,20 @@ wait for the next ones. Hard timeouts are the supervisor's; a soft one cancels t
 import asyncio
 import inspect
 import logging
+import sys
 import threading
 import time
 from contextvars import copy_context
-from functools import cached_property
+from functools import cached_property, partial
 
 from wakaq.errors import SoftTimeout
 from wakaq.hooks import AnyTask, acomplete, arun_between
 from wakaq.log import current
 from wakaq.message import Message
-from wakaq.progress import ROWS, STARTED
+from wakaq.progress import ASSIGNED, ROWS, STARTED
 from wakaq.worker.assignments import Assignments, Found, Item
-from wakaq.worker.outcome import caused_by, failed
+from wakaq.worker.copied import end_copy
+from wakaq.worker.outcome import caused_by, failed, unsettled
 
 logger = logging.getLogger("wakaq.worker")
 
@@ -83,6 +85,8 @@ class AsyncRunner:
                 process, name = self._process(item, found), found[0].name
                 task = self._loop.create_task(process, name=name, context=self._context.copy())
                 assignments.running_async[item.row] = task
+                ended = partial(self._look_after, item)
+                task.add_done_callback(ended, context=self._context)
 
     async def _process(self, item: Item, found: Found) -> None:
         """Run one message to its end, in a context of its own."""
@@ -93,16 +97,36 @@ class AsyncRunner:
             progress.hard_deadlines[row] = time.monotonic() + policy.hard_timeout
         progress.states[row] = STARTED
         error = await self._run(task, message, policy.soft_timeout)
+        if assignments.is_copy:  # a hook has forked it
+            end_copy(error)
         progress.hard_deadlines[row] = 0.0
-        del assignments.running_async[row]
         if error is None:
             assignments.finish(row)
         else:
             settlement = failed(item.payload, message, policy, error, assignments.worker)
             assignments.settle(row, settlement)
+        del assignments.running_async[row]
+        self._have_round()
+
+    def _have_round(self) -> None:
         if not self._is_round_due:
             self._is_round_due = True
             self._loop.call_soon(self._round, context=self._context)
+
+    def _look_after(self, item: Item, task: asyncio.Task[None]) -> None:
+        """See to a message whose asyncio task has ended without settling it."""
+        assignments, row = self._assignments, item.row
+        if assignments.running_async.get(row) is not task:
+            return
+        del assignments.running_async[row]
+        self._have_round()
+        if self._progress.states[row] == ASSIGNED:
+            # A task cancels all that it finds, and this one had not begun.
+            assignments.async_backlog.appendleft(item)
+        elif row in assignments.items:  # a bug, or a log that raises
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            self._progress.hard_deadlines[row] = 0.0
+            assignments.settle(row, unsettled(item.payload, error, assignments.worker))
 
     async def _run(
         self, task: AnyTask, message: Message, soft_timeout: float | None
@@ -112,7 +136,11 @@ class AsyncRunner:
 
         async def call() -> None:
             async with limit:
-                await app.callable_for(task)(*message.args, **message.kwargs)
+                try:
+                    await app.callable_for(task)(*message.args, **message.kwargs)
+                finally:
+                    if self._assignments.is_copy:
+                        end_copy(sys.exception())
 
         before, after = app.before_task_started_hooks, app.after_task_finished_hooks
         error = await arun_between(before, call, after)

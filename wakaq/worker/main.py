@@ -53,6 +53,7 @@ def main(  # noqa: PLR0913, PLR0917 - what the supervisor tells a new worker
     try:
         set_title(f"wakaq-worker: worker {slot} starting")
         assignments = Assignments(app, slot, supervisor_id, progress, channel.send)
+        os.register_at_fork(after_in_child=assignments.become_copy)
         runner = SyncRunner(assignments, loop.complete)
         _boot(app, loop)
     # Broad: whatever the application's hook raised, the supervisor is to say it in one line.

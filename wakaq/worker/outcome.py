@@ -9,8 +9,9 @@ here talks to Redis or changes anything; what is given up, and a task that faile
 what happened         function                  settlement
 ====================  ========================  ==================================================
 not a message         `malformed`               DEAD
-no such task here     `unknown`                 DELAY with `redelivered` + 1; too often: DEAD
+no such task here     `unknown`                 DELAY with `unknown` + 1; too often: DEAD
 redelivered too much  `exhausted`               DEAD, before it runs
+deciding failed       `unsettled`               DEAD
 it raised             `failed`                  RETRY or DELAY with `retry` + 1; DEAD without a
                                                 retry left, or if it is not to be retried
 its worker died       `died`                    REDELIVER with `redelivered` + 1; too often: DEAD
@@ -18,12 +19,17 @@ hard timeout          `hard_timeout`            DEAD
 its supervisor died   `rescued` (a payload)     pushed to the front with `redelivered` + 1
 ====================  ========================  ==================================================
 
-So `redelivered` counts how often its worker died while it ran, its supervisor or machine died while
-it was in flight, or no worker knew its task; a payload that has it is a suspect, and runs alone.
+So `redelivered` counts how often its worker died while it ran, or its supervisor or machine died
+while it was in flight; a payload that has it is a suspect, and runs alone. `unknown` counts how
+often it was put off until a newer release knows its task; it is dropped once the task has run.
+
+A payload that is nested so deeply that it can be read but not counted is given up as no message
+where it would be counted: it could come back for ever. A rescue leaves it as it is.
 """
 
 import logging
 import traceback
+from contextlib import suppress
 from random import getrandbits
 
 from wakaq.errors import NotAMessage, SoftTimeout
@@ -46,12 +52,19 @@ def malformed(payload: bytes, error: Exception, worker: str) -> Settlement:
 
 
 def unknown(payload: bytes, message: Message, max_redeliveries: int, worker: str) -> Settlement:
-    """Decide about a message whose task is not registered here: a newer release may know it."""
-    if message.redelivered >= max_redeliveries:
+    """Decide about a message whose task is not registered here: a newer release may know it.
+
+    It is no suspect, and this takes none of its redeliveries.
+    """
+    if message.unknown >= max_redeliveries:
         logger.error("Task %s is unknown, and becomes a dead letter", message.name)
         return _dead(payload, Reason.UNKNOWN_TASK, "", worker)
+    try:
+        again = recount(payload, unknown=message.unknown + 1)
+    except NotAMessage as error:
+        return malformed(payload, error, worker)
     logger.warning("Task %s is unknown: trying again in %.0f s", message.name, UNKNOWN_DELAY)
-    return _again(recount(payload, redelivered=message.redelivered + 1), UNKNOWN_DELAY)
+    return _again(again, UNKNOWN_DELAY)
 
 
 def exhausted(payload: bytes, message: Message, worker: str) -> Settlement:
@@ -89,12 +102,24 @@ def failed(
     reason = Reason.SOFT_TIMEOUT if SoftTimeout in kinds else Reason.RAISED
     name, retry, most = message.name, message.retry + 1, policy.max_retries
     if retry <= most and any(issubclass(kind, policy.retry_on) for kind in kinds):
+        try:
+            again = recount(payload, retry=retry, unknown=0)
+        except NotAMessage as not_counted:
+            return malformed(payload, not_counted, worker)
         delay = _delay_before(policy, retry)
         text = "Task %s failed (%s), retry %d of %d in %.1f s"
-        logger.warning(text, name, reason, retry, most, delay, exc_info=error)
-        return _again(recount(payload, retry=retry), delay)
-    logger.error("Task %s failed (%s), and becomes a dead letter", name, reason, exc_info=error)
+        _log(logging.WARNING, error, text, name, reason, retry, most, delay)
+        return _again(again, delay)
+    text = "Task %s failed (%s), and becomes a dead letter"
+    _log(logging.ERROR, error, text, name, reason)
     return _dead(payload, reason, "".join(traceback.format_exception(error)), worker)
+
+
+def unsettled(payload: bytes, error: BaseException | None, worker: str) -> Settlement:
+    """Decide about a message that ran, where deciding about it has failed."""
+    text = "".join(traceback.format_exception(error)) if error else "nothing settled it"
+    _log(logging.ERROR, error, "A task could not be settled, and becomes a dead letter")
+    return _dead(payload, Reason.RAISED, text, worker)
 
 
 # -- when its process died -------------------------------------------------------------------------
@@ -111,7 +136,10 @@ def died(payload: bytes, max_redeliveries: int, cause: str, worker: str) -> Sett
         text = f"{cause}, {redelivered} times in all"
         logger.error("Task %s becomes a dead letter: %s", message.name, text)
         return _dead(payload, Reason.REDELIVERED, text, worker)
-    return Settlement(Action.REDELIVER, recount(payload, redelivered=redelivered))
+    try:
+        return Settlement(Action.REDELIVER, recount(payload, redelivered=redelivered, unknown=0))
+    except NotAMessage as error:
+        return malformed(payload, error, worker)
 
 
 def hard_timeout(payload: bytes, stacks: str, worker: str) -> Settlement:
@@ -144,6 +172,12 @@ def _again(payload: bytes, delay: float) -> Settlement:
     # one: white space at its end makes this one equal no other.
     unique = f"{getrandbits(64):064b}".replace("0", " ").replace("1", "\t")
     return Settlement(Action.DELAY, payload + unique.encode(), delay)
+
+
+def _log(level: int, error: BaseException | None, text: str, *args: object) -> None:
+    """Log what failed; the application's handlers, which may raise, do not change a decision."""
+    with suppress(Exception):
+        logger.log(level, text, *args, exc_info=error)
 
 
 def _delay_before(policy: Policy, retry: int) -> float:

@@ -16,6 +16,7 @@ from wakaq.hooks import AnyTask, run_between
 from wakaq.log import current
 from wakaq.message import Message
 from wakaq.worker.assignments import Assignments, Item
+from wakaq.worker.copied import end_copy
 from wakaq.worker.outcome import failed
 
 REPORT_EVERY = 0.0005  # seconds; tasks shorter than that are reported many at a time
@@ -81,6 +82,8 @@ class SyncRunner:
         progress.begin(row, started_at, policy.soft_timeout, policy.hard_timeout)
         self._task, self._message, self._has_returned = task, message, False
         error = run_between(self._before, self._call, self._after, self._complete)
+        if assignments.is_copy:  # a hook has forked it
+            end_copy(error)
         ended_at = time.monotonic()
         progress.end(row)
         assignments.ended_sync += 1
@@ -105,6 +108,8 @@ class SyncRunner:
             self._has_returned = True
         finally:
             self._is_armed = False
+            if self._assignments.is_copy:
+                end_copy(sys.exception())
 
     # -- soft timeouts -----------------------------------------------------------------------------
 

@@ -70,63 +70,47 @@ local function count(place, field, n)
   if n > 0 then try('HINCRBY', key(place, STATS), field, n) end
 end
 
-local function acknowledge(place, from, to)
-  for start = from, to, CHUNK do
-    local numbers = {}
-    for i = start, math.min(start + CHUNK - 1, to) do numbers[#numbers + 1] = i end
-    count(place, 'done', try('HDEL', key(place, INFLIGHT), unpack(numbers)) or 0)
+-- How many arguments an operation has behind its queue.
+local SIZES = {requeue = 1, redeliver = 2, retry = 2, delay = 3, dead = 3}
+
+local function acknowledge(place, at)
+  for i = at + 1, at + 2 * ARGV[at], 2 do
+    local from, to = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+    for start = from, to, CHUNK do
+      local numbers = {}
+      for n = start, math.min(start + CHUNK - 1, to) do numbers[#numbers + 1] = n end
+      count(place, 'done', try('HDEL', key(place, INFLIGHT), unpack(numbers)) or 0)
+    end
   end
 end
 
--- Pushes somewhere else what is still in flight under this number.
-local function move(place, sequence, new, push, field)
-  local payload = try('HGET', key(place, INFLIGHT), sequence)
+-- Pushes somewhere else what is still in flight under a number; returns whether that is settled.
+local function move(name, place, at)
+  local payload = try('HGET', key(place, INFLIGHT), ARGV[at])
   if not payload then return true end -- it is somebody else's by now
-  if not push(new or payload) then return false end
-  redis.call('HDEL', key(place, INFLIGHT), sequence)
+  local new, is_pushed, field = ARGV[at + 1], nil, nil
+  if name == 'requeue' then
+    is_pushed = try('LPUSH', key(place, QUEUE), payload)
+  elseif name == 'redeliver' then
+    is_pushed, field = try('LPUSH', key(place, QUEUE), new), 'redelivered'
+  elseif name == 'retry' then
+    is_pushed, field = try('RPUSH', key(place, QUEUE), new), 'retried'
+  elseif name == 'delay' then
+    local now = redis.call('TIME')
+    local due = string.format('%.6f', now[1] + now[2] / 1e6 + ARGV[at + 2])
+    is_pushed, field = try('ZADD', key(place, DELAYED), due, new), 'retried'
+  elseif name == 'dead' then
+    local kept = tonumber(ARGV[at + 2])
+    is_pushed, field = kept == 0 or try('LPUSH', key(place, DEAD), new), 'dead'
+    if is_pushed and kept > 0 then redis.call('LTRIM', key(place, DEAD), 0, kept - 1) end
+  else
+    error('no operation ' .. name)
+  end
+  if not is_pushed then return false end
+  redis.call('HDEL', key(place, INFLIGHT), ARGV[at])
   if field then count(place, field, 1) end
   return true
 end
-
--- The operations return whether they succeeded; SIZES has how many arguments are behind the queue.
-local SIZES = {requeue = 1, redeliver = 2, retry = 2, delay = 3, dead = 3}
-local operations = {
-  ack = function(place, at)
-    local n = tonumber(ARGV[at])
-    for i = at + 1, at + 2 * n, 2 do
-      acknowledge(place, tonumber(ARGV[i]), tonumber(ARGV[i + 1]))
-    end
-    return true
-  end,
-  requeue = function(place, at)
-    local function push(payload) return try('LPUSH', key(place, QUEUE), payload) end
-    return move(place, ARGV[at], nil, push)
-  end,
-  redeliver = function(place, at)
-    local function push(payload) return try('LPUSH', key(place, QUEUE), payload) end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'redelivered')
-  end,
-  retry = function(place, at)
-    local function push(payload) return try('RPUSH', key(place, QUEUE), payload) end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'retried')
-  end,
-  delay = function(place, at)
-    local now, seconds = redis.call('TIME'), ARGV[at + 2]
-    local due = string.format('%.6f', now[1] + now[2] / 1e6 + seconds)
-    local function push(payload) return try('ZADD', key(place, DELAYED), due, payload) end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'retried')
-  end,
-  dead = function(place, at)
-    local kept = tonumber(ARGV[at + 2])
-    local function push(letter)
-      if kept == 0 then return true end
-      if not try('LPUSH', key(place, DEAD), letter) then return false end
-      redis.call('LTRIM', key(place, DEAD), 0, kept - 1)
-      return true
-    end
-    return move(place, ARGV[at], ARGV[at + 1], push, 'dead')
-  end,
-}
 
 local function size_of(name, at)
   return name == 'ack' and 1 + 2 * tonumber(ARGV[at]) or SIZES[name]
@@ -138,11 +122,14 @@ local function settle()
   while at <= #ARGV do
     local name, place = ARGV[at], tonumber(ARGV[at + 1])
     index, at = index + 1, at + 2
-    local is_settled
-    if not is_repeated then
-      is_settled = operations[name](place, at)
-    else -- a settlement failed if its number is still there
-      is_settled = name == 'ack' or redis.pcall('HEXISTS', key(place, INFLIGHT), ARGV[at]) ~= 1
+    local is_settled = true
+    if is_repeated then -- a settlement failed if its number is still there
+      local is_ack = name == 'ack'
+      is_settled = is_ack or redis.pcall('HEXISTS', key(place, INFLIGHT), ARGV[at]) ~= 1
+    elseif name == 'ack' then
+      acknowledge(place, at)
+    else
+      is_settled = move(name, place, at)
     end
     if not is_settled then failed[#failed + 1] = index end
     at = at + size_of(name, at)
@@ -208,12 +195,15 @@ if is_repeated then
   token = last_token
   answer_again()
 else
-  -- A write that frees memory comes first: after it, a server that is out of memory lets the script
-  -- write to its end, and so lets acks make room.
-  redis.call('HDEL', KEYS[1], '')
   local now = redis.call('TIME')
   token = string.format('%d%06d', now[1], now[2])
-  redis.call('HSET', KEYS[1], supervisor_id, number .. ' ' .. token)
+  local reply = redis.pcall('HSET', KEYS[1], supervisor_id, number .. ' ' .. token)
+  if type(reply) == 'table' then
+    -- Out of memory, say. After a write that frees memory, here of nothing, the server lets the
+    -- script write to its end, and so lets acks make room.
+    redis.call('HDEL', KEYS[1], '')
+    redis.call('HSET', KEYS[1], supervisor_id, number .. ' ' .. token)
+  end
   local is_executed, err = pcall(execute)
   if not is_executed then -- not half a turn: the supervisor registers anew, and adopts what it has
     redis.call('HDEL', KEYS[1], supervisor_id)
