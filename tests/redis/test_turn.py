@@ -471,12 +471,12 @@ class Line(Broker):
         self.loses = []
         self.sent = []
 
-    def run_script(self, name, keys, args):
-        self.sent.append((name, tuple(keys), tuple(args)))
+    def run_packed(self, name, command):
+        self.sent.append((name, command))
         loss = self.loses.pop(0) if self.loses else None
         if loss == "request":
             raise LOST
-        reply = super().run_script(name, keys, args)
+        reply = super().run_packed(name, command)
         if loss == "reply":
             raise LOST
         return reply
@@ -577,14 +577,14 @@ def test_refusals_that_heal_are_outages_and_evict_nobody(me, insist, line):
         redis_py.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
     ]
     answers = [error for error in refusals for _ in range(2)] * 2
-    run_script = line.run_script
+    run_packed = line.run_packed
 
     def refuse(*args):
         if answers:
             raise answers.pop(0)
-        return run_script(*args)
+        return run_packed(*args)
 
-    line.run_script = refuse
+    line.run_packed = refuse
     insist.most = 100
 
     assert isinstance(insist(me.turn(0)), TurnAnswer)
@@ -593,14 +593,14 @@ def test_refusals_that_heal_are_outages_and_evict_nobody(me, insist, line):
 
 def test_refusals_of_several_kinds_are_counted_each_by_itself(me, insist, line):
     answers = ["WRONGTYPE one", "WRONGTYPE one", "ERR other", "WRONGTYPE one", LOST, "ERR other"]
-    run_script = line.run_script
+    run_packed = line.run_packed
 
     def refuse(*args):
         if answers:
             answer = answers.pop(0)
             raise answer if answer is LOST else redis_py.ResponseError(answer)
-        return run_script(*args)
+        return run_packed(*args)
 
-    line.run_script = refuse
+    line.run_packed = refuse
 
     assert isinstance(insist(me.turn(0)), TurnAnswer)

@@ -165,7 +165,6 @@ def test_a_request_that_was_sent_is_not_replaced_before_its_answer_is_noted(
     with frozen(server):
         turn = talk.turn()
         assert talk.sender.offer(turn, 0.0)
-        talk.sender.wake()
         wait_until(lambda: not talk.sender.is_open)
         assert not talk.sender.offer(talk.turn(5), 0.0)
     sent, answer, _ = talk.next_answer()
