@@ -16,7 +16,7 @@ PYTHON = sorted(PACKAGE.rglob("*.py"))
 FILES = sorted([*PYTHON, *PACKAGE.rglob("*.lua")])
 MOST_COLUMNS = 100
 PRAGMA = re.compile(r"  # (noqa|type: ignore|pragma|fmt:).*")  # which cannot be broken
-LUA_DEFINITION = re.compile(r"^(?:local function (?=\w)|  (?=\w+ = function))(\w+)", re.MULTILINE)
+LUA_DEFINITION = re.compile(r"^local function (\w+)", re.MULTILINE)
 DOORS = {
     "redis": "store/connection.py",
     "croniter": "cron.py",
@@ -48,8 +48,8 @@ PATHS = {
         "worker/sync_runner.py:SyncRunner._process",
         "worker/assignments.py:Assignments.flush",
         "channel.py:Done",
-        "supervisor/dispatcher.py:Dispatcher._settle",
-        "store/turns.py:InFlight.settle",
+        "supervisor/dispatcher.py:Dispatcher._acknowledge",
+        "store/turns.py:InFlight.acknowledge",
         "store/lua/turn.lua:acknowledge",
     ],
     "A worker is killed": [
@@ -59,11 +59,12 @@ PATHS = {
         "supervisor/child.py:Child.kill",
         "supervisor/supervisor.py:Supervisor._step",
         "supervisor/dispatcher.py:Dispatcher.end_child",
+        "supervisor/dispatcher.py:Dispatcher._attend",
         "supervisor/dispatcher.py:Dispatcher._lose",
         "supervisor/worker_exit.py:settlements",
         "worker/outcome.py:hard_timeout",
         "store/turns.py:InFlight.turn",
-        "store/lua/turn.lua:dead",
+        "store/lua/turn.lua:move",
         "supervisor/supervisor.py:Supervisor._reap",
         "supervisor/fork_server.py:ForkServer.fork",
     ],
@@ -79,7 +80,7 @@ PATHS = {
         "channel.py:Outcome",
         "supervisor/dispatcher.py:Dispatcher._take",
         "store/turns.py:InFlight.turn",
-        "store/lua/turn.lua:retry",
+        "store/lua/turn.lua:move",
     ],
 }
 MOST_FILES = {"A task's way": 15, "A worker is killed": 10, "A soft timeout": 11}

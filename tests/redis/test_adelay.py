@@ -230,19 +230,22 @@ def test_without_redis_it_raises_at_once_and_works_when_it_is_back(make_app, mak
 
 
 def test_it_joins_a_batch_of_its_own_context_only(app, redis):
-    async def within():
+    async def within(begun, done):
         with app.batch():
             await app.tasks["note"].adelay(1)
-            await asyncio.sleep(0.05)
+            begun.set()
+            await done.wait()
             await app.tasks["note"].adelay(2)
             assert 1 not in numbers(redis)
 
-    async def beside():
-        await asyncio.sleep(0.02)
+    async def beside(begun, done):
+        await begun.wait()
         await app.tasks["note"].adelay(3)
+        done.set()
 
     async def main():
-        await asyncio.gather(within(), beside())
+        events = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(within(*events), beside(*events))
 
     asyncio.run(main())
 

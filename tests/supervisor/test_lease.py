@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -173,6 +174,26 @@ def test_one_that_is_evicted_does_not_come_back_by_its_entry(me, redis):
     me.look()
 
     assert registered(redis) == (set(), set())
+
+
+@pytest.mark.parametrize("key", [ENTRIES, TURNS])
+def test_a_registry_of_a_wrong_type_is_told_and_ends_the_process_if_it_stays_so(
+    me, redis, caplog, key
+):
+    redis.rename(key, "wakaq:aside")
+    redis.set(key, "no hash")
+    me.look(BEAT)
+    assert caplog.text.count("Redis refuses: ") == 1
+    redis.rename("wakaq:aside", key)
+    me.look()
+    redis.set(key, "no hash")
+    me.look(BEAT)
+    process = multiprocessing.get_context("fork").Process(target=me.look)
+    process.start()
+    process.join(10)
+
+    assert process.exitcode == 5
+    process.close()
 
 
 def test_it_does_not_rescue_itself(me, redis):
@@ -512,6 +533,8 @@ def test_what_a_dead_one_of_the_last_release_claims_late_is_rescued_for_an_hour(
     assert waiting(redis) == [("late", 1)]
     me.look(1_200.0)
     redis.rpush("wakaq:inflight:low:old:1", payload("later"))
+    me.look(BEAT)
+    assert waiting(redis) == [("late", 1)], "later on, it is looked at once a minute"
     me.look(60.0)
     assert waiting(redis) == [("later", 1), ("late", 1)]
     assert registered(redis)[0] == {"me", "dead:old"}

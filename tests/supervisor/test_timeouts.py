@@ -12,6 +12,7 @@ from wakaq.supervisor.timeouts import Timeouts, overdue
 LISTEN = """
 trap 'echo USR1' USR1
 trap 'echo USR2' USR2
+trap 'echo WINCH' WINCH
 echo begun
 while :; do sleep 0.01; done
 """
@@ -31,12 +32,9 @@ def heard(child):
 
 
 def has_heard_nothing(child):
-    """Tell whether it has got no signal since the last look, by two of our own."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2):  # of several, the first comes first
-        child.signal(number)
-        if heard(child) != number.name.removeprefix("SIG"):
-            return False
-    return True
+    """Tell whether it has got no signal since the last look: of several, it says this one last."""
+    child.signal(signal.SIGWINCH)
+    return heard(child) == "WINCH"
 
 
 def test_a_child_is_overdue_only_past_its_hard_timeout(child):

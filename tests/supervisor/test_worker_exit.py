@@ -150,9 +150,10 @@ def test_a_task_that_began_after_the_overdue_one_had_ended_is_not_blamed(child):
     assert settled(child) == [(Action.REQUEUE, "next")]
 
 
-def test_tasks_that_ran_beside_the_overdue_one_are_not_blamed(child):
+@pytest.mark.parametrize("hard_deadline", [0.0, 105.0, 200.0])
+def test_tasks_that_ran_beside_the_overdue_one_are_not_blamed(child, hard_deadline):
     (row,) = child.have("overdue", state=STARTED, hard_deadline=105.0)
-    child.have("beside", state=STARTED)
+    child.have("beside", state=STARTED, hard_deadline=hard_deadline)
     child.death = Death(Reason.HARD_TIMEOUT, row, 105.0, "stacks")
 
     assert settled(child) == [(Action.REQUEUE, "beside"), (Action.DEAD, "overdue")]
