@@ -370,9 +370,11 @@ def test_a_fork_server_that_reads_nothing_refuses_more_in_the_end(nursery):
     nursery.server.close(within=0.0)
 
 
-def test_a_fork_server_ends_when_its_supervisor_closes_it(nursery):
+def test_a_fork_server_ends_at_once_when_it_is_closed_and_its_workers_live_on(nursery):
+    pid, _ = nursery.fork()
     process = nursery.process
     nursery.server.close()
 
     assert not process.is_running()
     assert nursery.server._process.exitcode == 0
+    assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
